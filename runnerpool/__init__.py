@@ -1,0 +1,1 @@
+"""runnerpool: a fresh Azure VM for every GitHub Actions job."""
