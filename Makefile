@@ -38,7 +38,7 @@ lock: .venv/ready
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) --group pyproject.toml:dev -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) --group pyproject.toml:node -o requirements-node.txt
-	npm install --package-lock-only --no-audit --no-fund --prefix sandbox
+	npm install --package-lock-only --no-audit --no-fund --loglevel=error --prefix sandbox
 
 LOCK := --quiet --universal --upgrade --annotation-style line --custom-compile-command "make lock"
 

@@ -18,6 +18,9 @@ Target = str
 LATE = timedelta(minutes=30)
 """A queued fact that reaches us this long after its job was created is a redelivery or a replay: GitHub is asked first."""
 
+SKEW = timedelta(minutes=4)
+"""How far apart the clocks of two workers may be: each is right to 2 minutes."""
+
 
 # ---------------------------------------------------------------------------------------------- facts and jobs
 
@@ -108,8 +111,7 @@ class Job:
 def merge(job: Job | None, fact: Fact) -> Job:
     """The job with one more fact. Any order and any number of the same facts gives the same job.
 
-    Where two facts differ in what should be one value, the smaller one stands, so that order cannot matter; the exception
-    is the runner, which a `completed` fact knows better than an `in_progress` one.
+    Where two facts differ in what should be one value, the smaller one stands, so that order cannot matter.
     """
     if job is None:
         job = Job(
@@ -120,51 +122,52 @@ def merge(job: Job | None, fact: Fact) -> Job:
             labels=fact.labels,
             created_at=fact.created_at,
             received_at=fact.received_at,
-            demand=fact.demand,
-            run_id=fact.run_id,
             run_attempt=fact.run_attempt,
-            workflow=fact.workflow,
-            job_name=fact.job_name,
         )
     waits = fact.action == "waiting" or (fact.action == "queued" and fact.status in ("waiting", "requested", "pending"))
     queued = fact.action == "queued" and not waits
     job = replace(
         job,
+        repository=min(job.repository, fact.repository),
+        target=min(job.target, fact.target),
+        labels=min(job.labels, fact.labels),
         created_at=min(job.created_at, fact.created_at),
         received_at=min(job.received_at, fact.received_at),
-        labels=min(job.labels, fact.labels),
         queued=job.queued or queued,
         waiting=job.waiting or waits,
         trusted=job.trusted or (queued and fact.received_at - fact.created_at <= LATE),
         demand=job.demand and fact.demand,
+        run_id=_least(job.run_id, fact.run_id) or "",
+        run_attempt=min(job.run_attempt, fact.run_attempt),
+        workflow=_least(job.workflow, fact.workflow) or "",
+        job_name=_least(job.job_name, fact.job_name) or "",
     )
+    if fact.action == "in_progress":
+        job = replace(job, started_at=_least(job.started_at, fact.started_at or fact.received_at))
     if fact.action == "completed":
-        # A job that never had a runner completes with runner_id 0 or null.
-        known = fact.runner_id not in (0, None)
+        # GitHub gives a job that never had a runner a started_at, too.
+        started = fact.started_at if fact.runner_name else None
         job = replace(
             job,
-            completed_at=_earliest(job.completed_at, fact.completed_at or fact.received_at),
+            started_at=_least(job.started_at, started),
+            completed_at=_least(job.completed_at, fact.completed_at or fact.received_at),
             conclusion=_least(job.conclusion, fact.conclusion),
-            runner_name=fact.runner_name if known else job.runner_name,
-            runner_id=fact.runner_id if known else job.runner_id,
         )
-    if fact.action in ("in_progress", "completed") and fact.started_at is not None and fact.runner_name:
-        job = replace(job, started_at=_earliest(job.started_at, fact.started_at))
-    if fact.action == "in_progress":
-        job = replace(job, started_at=_earliest(job.started_at, fact.started_at or fact.received_at))
-        if job.completed_at is None or job.runner_name is None:
-            job = replace(
-                job, runner_name=_least(job.runner_name, fact.runner_name), runner_id=_least(job.runner_id, fact.runner_id)
-            )
+    if fact.action in ("in_progress", "completed") and fact.runner_name:
+        name, runner_id = min((job.runner_name, job.runner_id), (fact.runner_name, fact.runner_id), key=_runner_order)
+        job = replace(job, runner_name=name, runner_id=runner_id)
     return job
 
 
-def _earliest(a: datetime | None, b: datetime | None) -> datetime | None:
-    return b if a is None else a if b is None else min(a, b)
-
-
 def _least(a: Any, b: Any) -> Any:
-    return b if a is None else a if b is None else min(a, b)
+    """The smaller of two values, of which one or both may be absent."""
+    return min((value for value in (a, b) if value), default=None)
+
+
+def _runner_order(runner: tuple[str | None, int | None]) -> tuple[bool, str, bool, int]:
+    """Any runner before none, and of one runner the fact with its id (GHES leaves keys out) before the one without."""
+    name, runner_id = runner
+    return not name, name or "", not runner_id, runner_id or 0
 
 
 # ---------------------------------------------------------------------------------------------- runners
@@ -285,13 +288,10 @@ def apply_to_runner(runner: Runner, fact: Fact, now: datetime) -> Runner:
     if fact.action == "completed":
         if runner.state is S.FINISHED:
             return runner
-        return (
-            runner.move(
-                S.FINISHED, now, f"job {fact.job_id} completed", completed_job=fact.job_id, busy_job=runner.busy_job or fact.job_id
-            )
-            if runner.state is not S.REQUESTED
-            else runner
-        )
+        if runner.state is S.REQUESTED:
+            return runner
+        known = {"busy_job": runner.busy_job or fact.job_id, "busy_at": runner.busy_at or fact.started_at}
+        return runner.move(S.FINISHED, now, f"job {fact.job_id} completed", completed_job=fact.job_id, **known)
     if fact.action == "in_progress" and runner.state not in (S.FINISHED, S.REQUESTED):
         if runner.state is S.BUSY:
             return runner if runner.busy_job else replace(runner, busy_job=fact.job_id, reason=f"runs job {fact.job_id}")

@@ -1,0 +1,145 @@
+"""What every act shares: the ports, the claim, the pause after trouble, the budgets, the lists read in this pass.
+
+An act begins with a claimed row, writes what it is about to do before it does it, and revises the row under its ETag
+afterwards. Whoever takes the row over after a crash finds in it everything that may have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from runnerpool.capacity import POOL, TROUBLE_REST
+from runnerpool.config import PoolConfig
+from runnerpool.decide import rest_pool
+from runnerpool.errors import RetryLater
+from runnerpool.ledger import Ledger
+from runnerpool.model import Head, Rest, Runner, RunnerState, Target
+from runnerpool.ports import Agents, Compute, GitHub, JitConfig, Registration, RunnerPackage
+from runnerpool.retry import Clock, attempt, delay_after
+
+log = logging.getLogger(__name__)
+S = RunnerState
+T = TypeVar("T")
+
+CHUNK = 16
+"""Tokens taken from a shared bucket at a time, where as many acts wait for one: one read and one write of its row serve them."""
+
+UserData = Callable[[PoolConfig, str, RunnerPackage | None, JitConfig | None], str]
+"""Renders a VM's user-data from its pool, its name, the runner to download (None: the image's own) and its JIT config at birth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """Everything beyond the ledger that an act may touch, and the deployment's constants that go with it.
+
+    `group` is the runner group's name, `anchor` the target through which questions about the whole deployment are asked,
+    `tags` what every VM of ours carries.
+    """
+
+    compute: Compute
+    github: GitHub
+    agents: Agents
+    user_data: UserData
+    group: str
+    anchor: Target
+    tags: dict[str, str]
+    packages: dict[tuple[str, str], tuple[datetime, RunnerPackage]] = field(default_factory=dict)
+    """The runner releases that GitHub offered, by system and architecture, and when it was asked."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Acting:
+    """The acts of one pass on one pool, by one worker, until `deadline`."""
+
+    ledger: Ledger
+    outside: Outside
+    clock: Clock
+    deadline: datetime
+    worker: str
+    pool: PoolConfig
+    head: Head
+    lists: dict[Target, dict[str, Registration]] = field(default_factory=dict)
+    """Whole runner lists, read during this pass with this pass's credential, by runner name."""
+    purse: dict[str, int] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    """Runners of which a PUT of this pass got no answer: it may still arrive, whatever a later one was answered."""
+    _wanted: Counter[str] = field(default_factory=Counter)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    async def call(self, call: Callable[[], Awaitable[T]], *, within: timedelta = timedelta.max) -> T:
+        """A call of a port that may be repeated, under the rule of `retry.py`, and begins for the last time `within` so long."""
+        now = self.clock()
+        return await attempt(call, clock=self.clock, deadline=now + min(within, self.deadline - now))
+
+    async def revise(self, runner: Runner, change: Callable[[Runner], Runner]) -> Runner | None:
+        """Applies `change` while the row is claimed by this worker. None: it no longer is, and the act must end."""
+
+        def mine(row: Runner) -> Runner | None:
+            return change(row) if row.claimed_by == self.worker else None
+
+        return await self.ledger.revise_runner(runner, mine)
+
+    async def fail(self, runner: Runner, reason: str, *, refused: bool = False) -> None:
+        """Gives the runner up. `refused`: Azure said no for certain; at the first attempt then no PUT can still arrive."""
+        now = self.clock()
+
+        def failed(row: Runner) -> Runner | None:
+            if row.state not in (S.CREATING, S.BINDING):
+                return None
+            sure = refused and row.attempts <= 1 and runner.name not in self.doubtful
+            return row.move(S.FAILED, now, reason[:500], put_until=None if sure else row.put_until)
+
+        log.warning("runner %s: %s", runner.name, reason)
+        await self.ledger.revise_runner(runner, failed)
+
+    async def put_off(self, runner: Runner, reason: str, after: timedelta | None) -> None:
+        """Lets go of the row until a later time; its reason says why."""
+        log.warning("runner %s: %s", runner.name, reason)
+        now = self.clock()
+
+        def later(row: Runner) -> Runner:
+            pause = now + delay_after(row.attempts + 1, after)
+            changed = replace(row, claimed_by=None, claimed_until=None, not_before=pause)
+            return replace(changed, attempts=row.attempts + 1, reason=reason[:500])
+
+        await self.revise(runner, later)
+
+    async def rest(self, key: str, rest: Rest) -> None:
+        """Puts an offer, or all of the pool, to rest in the pool's head."""
+        now = self.clock()
+        known = self.head.rests.get(key)
+        if known is None or known.until < rest.until - timedelta(minutes=1):  # one act of many writes it
+            self.head = await self.ledger.revise_head(self.pool.name, lambda head: rest_pool(head, key, rest, now))
+
+    async def rest_whole_pool(self, reason: str) -> None:
+        await self.rest(POOL, Rest(self.clock() + TROUBLE_REST, reason[:300]))
+
+    async def token(self, scope: str) -> None:
+        """Waits for one token of a bucket that all processes share. RetryLater when none comes before the deadline."""
+        self._wanted[scope] += 1
+        try:
+            async with self._locks[scope]:
+                while not self.purse.get(scope):
+                    self.purse[scope] = await self.ledger.take(scope, min(CHUNK, self._wanted[scope]), self.clock())
+                    if self.purse[scope]:
+                        break
+                    if self.clock() + timedelta(seconds=2) >= self.deadline:
+                        raise RetryLater(f"the shared budget {scope} is used up for now", after=timedelta(seconds=10))
+                    await asyncio.sleep(1.0)
+                self.purse[scope] -= 1
+        finally:
+            self._wanted[scope] -= 1
+
+    async def runner_list(self, target: Target) -> dict[str, Registration]:
+        """The scope's whole runner list, read once a pass: what confirms a 404."""
+        async with self._locks[target]:
+            if target not in self.lists:
+                found = await self.call(lambda: self.outside.github.list_runners(target))
+                self.lists[target] = {registration.name: registration for registration in found}
+            return self.lists[target]

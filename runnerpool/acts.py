@@ -1,0 +1,112 @@
+"""Which act belongs to which row, and all of a pass's acts at once. One runner's trouble never stops another's act."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+
+from runnerpool.acting import Acting
+from runnerpool.capacity import TROUBLE_REST
+from runnerpool.errors import Misconfigured, PoolError, RetryLater
+from runnerpool.launch import births, create
+from runnerpool.model import Fact, Job, Runner, RunnerState
+from runnerpool.ports import JobReport
+from runnerpool.register import bind
+from runnerpool.withdraw import delete, retire
+
+log = logging.getLogger(__name__)
+S = RunnerState
+
+AT_ONCE = 24
+"""Acts under way at one time in one process; GitHub allows 100 concurrent requests to all processes together."""
+
+
+async def act(acting: Acting, runners: Sequence[Runner], asks: Sequence[Job]) -> None:
+    """Does what these claimed rows ask for, and asks GitHub about these jobs. Returns when all is done, refused or put off."""
+    born = await births(acting, list(runners))
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def gated(one: Awaitable[None]) -> None:
+        async with gate:
+            await one
+
+    acts = [gated(_guarded(acting, runner, born=runner.name in born)) for runner in runners]
+    results = await asyncio.gather(*acts, *(gated(_ask(acting, job)) for job in asks), return_exceptions=True)
+    defects = [result for result in results if isinstance(result, Exception)]
+    if defects:
+        raise ExceptionGroup(f"pool {acting.pool.name}: {len(defects)} of {len(results)} acts failed unexpectedly", defects)
+
+
+async def _guarded(acting: Acting, runner: Runner, *, born: bool) -> None:
+    """One act. Its runner's trouble becomes the row's reason and its not-before time."""
+    try:
+        await _act(acting, runner, born=born)
+    except RetryLater as error:
+        await acting.put_off(runner, str(error), error.after)
+    except Misconfigured as error:
+        await acting.put_off(runner, str(error), TROUBLE_REST)
+    except PoolError as error:
+        await acting.put_off(runner, f"{type(error).__name__}: {error}", None)
+
+
+async def _act(acting: Acting, runner: Runner, *, born: bool) -> None:
+    match runner.state:
+        case S.REQUESTED | S.CREATING:
+            await create(acting, runner, born=born)
+        case S.BINDING:
+            await bind(acting, runner)
+        case S.RETIRING:
+            await retire(acting, runner)
+        case S.DELETING:
+            await delete(acting, runner)
+        case _:
+            raise AssertionError(f"runner {runner.name}: no act belongs to the state {runner.state}")
+
+
+async def _ask(acting: Acting, job: Job) -> None:
+    """Asks GitHub how a job stands, and believes the answer. An answer that does not come changes nothing."""
+    try:
+        report = await acting.call(lambda: acting.outside.github.get_job(job.repository, job.job_id))
+    except PoolError as error:
+        log.warning("job %s of %s: GitHub, asked how it stands, gave no answer: %s", job.job_id, job.repository, error)
+        return
+    now = acting.clock()
+    if report is None:
+        await acting.ledger.revise_job(job, lambda row: replace(row, missing_since=row.missing_since or now))
+        return
+    if job.missing_since is not None:
+        await acting.ledger.revise_job(job, lambda row: replace(row, missing_since=None))
+    if report.status == "queued" and job.queued and job.trusted:
+        return
+    if report.status not in ("queued", "in_progress", "completed"):
+        return  # it still waits for its approval
+    fact = told(job, report)
+    await acting.ledger.add_fact(job.pool, f"api-{int(now.timestamp())}", fact)
+
+
+def told(job: Job, report: JobReport) -> Fact:
+    """What the API said of a job, as a fact beside those that the webhooks bring. It is believed, so it counts as in time."""
+    return Fact(
+        job_id=job.job_id,
+        action=report.status,
+        status=report.status,
+        pool=job.pool,
+        repository=job.repository,
+        target=job.target,
+        labels=job.labels,
+        created_at=job.created_at,
+        received_at=job.created_at if report.status == "queued" else job.received_at,
+        delivery="api",
+        started_at=report.started_at,
+        completed_at=report.completed_at,
+        conclusion=report.conclusion,
+        runner_name=report.runner_name,
+        runner_id=report.runner_id,
+        run_id=job.run_id,
+        run_attempt=job.run_attempt,
+        workflow=job.workflow,
+        job_name=job.job_name,
+        demand=job.demand,
+    )

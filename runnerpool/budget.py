@@ -1,0 +1,43 @@
+"""Token buckets that all processes share through the ledger, so that no burst drives us over a service's limit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bucket of `capacity` tokens that refills by `per_second`. At most capacity + 60 * per_second go out in any minute."""
+
+    capacity: float
+    per_second: float
+
+
+LIMITS: Mapping[str, Limit] = {
+    # GitHub's secondary limit: 900 points a minute, 5 a write. 60 + 1.5 * 60 = 150 writes = 750 points; the rest is for reads.
+    "github-writes": Limit(capacity=60, per_second=1.5),
+    # ARM's documented bucket for writes is 200, refilled by 10 a second, per identity and region; others share the subscription.
+    "arm-writes": Limit(capacity=160, per_second=8),
+    "arm-deletes": Limit(capacity=160, per_second=8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What is left, and as of when. `etag` guards the row."""
+
+    tokens: float
+    at: datetime
+    etag: str = ""
+
+
+def take(bucket: Bucket | None, limit: Limit, want: int, now: datetime) -> tuple[int, Bucket]:
+    """How many of `want` tokens are granted now, and the bucket afterwards. A clock behind the last taker's refills nothing."""
+    if bucket is None:
+        bucket = Bucket(limit.capacity, now)
+    elapsed = max((now - bucket.at).total_seconds(), 0.0)
+    tokens = min(limit.capacity, bucket.tokens + elapsed * limit.per_second)
+    granted = min(want, int(tokens))
+    return granted, replace(bucket, tokens=tokens - granted, at=max(now, bucket.at))

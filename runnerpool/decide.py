@@ -1,0 +1,172 @@
+"""One decision about one pool: facts folded, witnesses heard, the plan made, its actions turned into rows. Pure.
+
+`decide` reads a snapshot and returns the rows as they should be; `ledger.py` commits the difference, `acts.py` does what
+the committed rows ask for. An act is asked for by a row's state alone, so whatever process comes next can go on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from runnerpool.capacity import Rung, is_capacity, live_rests, rest_after
+from runnerpool.config import PoolConfig
+from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold
+from runnerpool.model import SKEW, Fact, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
+from runnerpool.plan import Action, Bind, Create, Delete, Forget, Park, Retire, plan
+from runnerpool.ports import VmState
+
+S = RunnerState
+
+CLAIM = timedelta(minutes=2)
+"""How long a worker keeps a row to itself: longer than any one act takes. It is taken over when it is over by every clock."""
+KEEP_FINISHED = timedelta(hours=1)
+"""A finished job's row stays this long for the status page, then it is history."""
+GAVE_UP = timedelta(hours=24)
+"""GitHub cancels a job that has been queued for 24 hours: one that it has not known for so long is over."""
+BOOT_WEIGHT = 0.3
+"""How much one new boot time moves the pool's usual one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a decision depends on besides the snapshot. `suffix` makes a new name's last part (no `-` in it)."""
+
+    pool: PoolConfig
+    prefix: str
+    home: Target | None
+    worker: str
+    suffix: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The rows as they should be after this pass. `forwards` are facts for other pools' partitions, by pool and row key:
+    they are written before `consumed` facts are deleted."""
+
+    before: Snapshot
+    head: Head
+    jobs: Mapping[str, Job]
+    runners: Mapping[str, Runner]
+    consumed: Mapping[str, Fact]
+    forwards: Mapping[str, Mapping[str, Fact]]
+    actions: Sequence[Action]
+    asks: Sequence[Job]
+    mine: Sequence[str]  # runners whose act this worker claims
+
+    @property
+    def changes(self) -> bool:
+        return bool(
+            self.consumed or self.head != self.before.head or self.jobs != self.before.jobs or self.runners != self.before.runners
+        )
+
+
+def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOTHING_SEEN) -> Decision:
+    """One pass, from the rows as they are to the rows as they should be."""
+    world = fold(snapshot, now, prefix=setting.prefix)
+    head = snapshot.head
+    for name, before in list(world.runners.items()):
+        after = advance(now, before, seen)
+        head = _learn(now, head, before, after, seen)
+        world.runners[name] = after
+    # What cannot be counted cannot be limited: with a runner's row damaged, the plan may do everything but add.
+    uncounted = any(row.startswith("runner:") for row in snapshot.unreadable)
+    known = replace(head, paused=True) if uncounted else head
+    actions = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
+    for action in actions:
+        _apply(now, setting, world, action)
+    mine = [name for name, runner in world.runners.items() if _acts_now(now, runner, setting.worker)]
+    for name in mine:
+        world.runners[name] = replace(world.runners[name], claimed_by=setting.worker, claimed_until=now + CLAIM)
+    return Decision(
+        before=snapshot,
+        head=head,
+        jobs=world.jobs,
+        runners=world.runners,
+        consumed=world.consumed,
+        forwards=world.foreign,
+        actions=actions,
+        asks=[world.jobs[action.job_id] for action in actions if isinstance(action, Park)],
+        mine=mine,
+    )
+
+
+def _learn(now: datetime, head: Head, before: Runner, after: Runner, seen: Seen) -> Head:
+    """What a runner's step teaches the pool: an offer that Azure took and could not keep rests, a boot time moves the usual one."""
+    vm = seen.vm(before.name)
+    failed = after.state is S.FAILED and before.state is not S.FAILED and vm is not None and vm.state is VmState.FAILED
+    if failed and vm is not None and is_capacity(vm.error_code, vm.error):
+        key, rest = rest_after(Rung(before.size, before.zone, before.spot), vm.error_code, vm.error, now)
+        return replace(head, rests={**live_rests(head.rests, now), key: rest})
+    if before.ready_at is None and after.ready_at is not None and before.accepted_at is not None:
+        took = (after.ready_at - before.accepted_at).total_seconds()
+        usual = took if head.boot_seconds is None else head.boot_seconds + BOOT_WEIGHT * (took - head.boot_seconds)
+        return replace(head, boot_seconds=round(usual, 1))
+    return head
+
+
+def _apply(now: datetime, setting: Setting, world: World, action: Action) -> None:
+    match action:
+        case Create():
+            _create(now, setting, world, action)
+        case Bind(name, target, reason):
+            world.runners[name] = world.runners[name].move(S.BINDING, now, reason, target=target)
+        case Retire(name, reason):
+            world.runners[name] = world.runners[name].move(S.RETIRING, now, reason)
+        case Delete(name, basis, reason):
+            world.runners[name] = world.runners[name].move(S.DELETING, now, reason, basis=basis)
+        case Forget(name, _):
+            del world.runners[name]
+        case Park(job_id, _):
+            world.jobs[job_id] = replace(world.jobs[job_id], checked_at=now)
+
+
+def _create(now: datetime, setting: Setting, world: World, action: Create) -> None:
+    name = f"{setting.prefix}-{setting.pool.name}-{setting.suffix()}"
+    world.runners[name] = Runner(
+        name=name,
+        pool=setting.pool.name,
+        state=S.REQUESTED,
+        since=now,
+        created_at=now,
+        reason=action.reason,
+        size=action.rung.size,
+        zone=action.rung.zone,
+        spot=action.rung.spot,
+        target=action.target,
+        job_id=action.job_id,
+    )
+    if action.job_id is not None:
+        job = world.jobs[action.job_id]
+        world.jobs[action.job_id] = replace(job, vms_made=job.vms_made + 1, last_vm_at=now)
+
+
+def _acts_now(now: datetime, runner: Runner, worker: str) -> bool:
+    """Whether the row's state asks for an act that nobody else is at, and whose time has come. What this very pass claimed
+    and did not act on is its own still: a commit whose later transaction conflicted leaves such rows."""
+    others = runner.claimed_by is not None and runner.claimed_by != worker
+    if others and runner.claimed_until is not None and now < runner.claimed_until + SKEW:
+        return False
+    if runner.not_before is not None and now < runner.not_before:
+        return False
+    match runner.state:
+        case S.REQUESTED | S.CREATING | S.BINDING:
+            return True
+        case S.RETIRING:
+            return runner.deregistered_at is None
+        case S.DELETING:
+            return True  # a deletion that Azure accepted can fail later: it is asked for again, now and then
+        case _:
+            return False
+
+
+def is_over(now: datetime, job: Job) -> bool:
+    if job.state is JobState.COMPLETED and job.completed_at is not None:
+        return now - max(job.completed_at, job.received_at) >= KEEP_FINISHED
+    return job.missing_since is not None and now - job.missing_since >= GAVE_UP
+
+
+def rest_pool(head: Head, key: str, rest: Rest, now: datetime) -> Head:
+    """The head with one more rest, and without those that are over."""
+    return replace(head, rests={**live_rests(head.rests, now), key: rest})

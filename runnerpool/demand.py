@@ -1,0 +1,106 @@
+"""Who waits, who serves, and which jobs have nobody to serve them, per target. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from runnerpool.lifecycle import World, serves
+from runnerpool.model import Job, Runner, RunnerState, Target
+
+S = RunnerState
+
+IGNORED = timedelta(seconds=120)
+"""A runner online and idle for this long while a matching job waits does not serve that job: GitHub assigns within seconds."""
+FREE_TRIES = 3
+"""VMs made for one job without more ado; after that one more every `SPACING`."""
+SPACING = timedelta(minutes=10)
+LEAVING = frozenset({S.FINISHED, S.RETIRING, S.FAILED, S.DELETING})
+"""On their way out. They count against the maximum until Azure has accepted their deletion, and make room without our doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Waiting jobs and serving runners. A READY runner keeps the target that it once had. An `ignored` runner serves none of
+    the jobs that wait, and is as good as any for the next one."""
+
+    waiting: dict[Target, list[Job]]
+    bound: dict[Target, list[Runner]]
+    ignored: dict[Target, list[Runner]]
+    unbound: list[Runner]
+    counting: int  # runners that the maximum counts
+    leaving: int  # those of them that are on their way out
+    short: list[Job] = field(default_factory=list)  # waiting jobs beyond what serves their target, oldest first
+
+    @property
+    def uncovered(self) -> list[Job]:
+        """The jobs for which a VM is lacking: VMs that belong to no target yet are for the oldest."""
+        return self.short[len(self.unbound) :]
+
+    @property
+    def serving(self) -> int:
+        return len(self.unbound) + sum(map(len, self.bound.values())) + sum(map(len, self.ignored.values()))
+
+    @property
+    def spare(self) -> int:
+        """Runners that no waiting job needs: what the warm minimum is held against."""
+        free = max(len(self.unbound) - len(self.short), 0)
+        return free + sum(map(self.surplus, self.bound)) + sum(map(len, self.ignored.values()))
+
+    def surplus(self, target: Target) -> int:
+        return max(len(self.bound.get(target, [])) - len(self.waiting.get(target, [])), 0)
+
+
+def demand(now: datetime, world: World) -> Demand:
+    """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
+    waiting: dict[Target, list[Job]] = defaultdict(list)
+    for job in sorted(world.jobs.values(), key=lambda job: (job.created_at, job.job_id)):
+        if job.wants_runner:
+            waiting[job.target].append(job)
+    bound: dict[Target, list[Runner]] = defaultdict(list)
+    ignored: dict[Target, list[Runner]] = defaultdict(list)
+    unbound: list[Runner] = []
+    for runner in world.runners.values():
+        if not serves(now, runner):
+            continue
+        if runner.target is None:
+            unbound.append(runner)
+        elif ignored_by_github(now, runner, waiting):
+            ignored[runner.target].append(runner)
+        else:
+            bound[runner.target].append(runner)
+    existing = [runner for runner in world.runners.values() if runner.exists or _may_come(now, runner)]
+    leaving = sum(runner.state in LEAVING for runner in existing)
+    short = [job for target in waiting for job in _short_of(now, waiting[target], bound.get(target, []))]
+    short.sort(key=lambda job: (job.created_at, job.job_id))
+    return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short)
+
+
+def _may_come(now: datetime, runner: Runner) -> bool:
+    """Whether a PUT that nobody saw answered may still bring its VM, even after Azure accepted its deletion."""
+    return runner.put_until is not None and now < runner.put_until
+
+
+def ignored_by_github(now: datetime, runner: Runner, waiting: Mapping[Target, Sequence[Job]]) -> bool:
+    """Online and idle beside a job of its target for 120 s: its runner group may not admit the job's repository."""
+    if runner.state is not S.REGISTERED or runner.online_at is None or runner.target is None:
+        return False
+    oldest = next(iter(waiting.get(runner.target, [])), None)
+    return oldest is not None and now - max(runner.online_at, oldest.received_at) >= IGNORED
+
+
+def _short_of(now: datetime, waiting: Sequence[Job], bound: Sequence[Runner]) -> list[Job]:
+    """Which of one target's waiting jobs need something: as many as serving runners are missing, those for which no
+    runner was made yet first. A job that had its tries for now needs nothing but the runner that was made for it."""
+    tired = {job.job_id for job in waiting if not may_make(now, job)}
+    missing = len(waiting) - len(tired) - sum(runner.job_id not in tired for runner in bound)
+    covered = {runner.job_id for runner in bound}
+    queue = sorted((job for job in waiting if job.job_id not in tired), key=lambda job: job.job_id in covered)
+    return queue[: max(missing, 0)]
+
+
+def may_make(now: datetime, job: Job) -> bool:
+    """Three VMs for one job at once, then one more every ten minutes."""
+    return job.vms_made < FREE_TRIES or job.last_vm_at is None or now - job.last_vm_at >= SPACING

@@ -1,0 +1,92 @@
+"""Why a job waits, in one sentence for the developer who asks. Derived from the rows at the time of asking. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from runnerpool.capacity import POOL, ladder, next_rung, resting
+from runnerpool.config import PoolConfig
+from runnerpool.demand import FREE_TRIES, SPACING, demand, ignored_by_github, may_make
+from runnerpool.lifecycle import World, serves
+from runnerpool.model import Head, Job, JobState, Runner, RunnerState
+
+S = RunnerState
+
+
+def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadable: Sequence[str] = ()) -> dict[str, str]:
+    """A sentence for every job that has no runner yet, by job id, oldest first. `unreadable` are the keys of damaged rows."""
+    waiting = sorted(
+        (job for job in world.jobs.values() if job.state in (JobState.QUEUED, JobState.WAITING) and job.demand),
+        key=lambda job: (job.created_at, job.job_id),
+    )
+    need = demand(now, world)
+    made = {
+        runner.job_id: runner
+        for runner in world.runners.values()
+        if runner.job_id and serves(now, runner) and not ignored_by_github(now, runner, need.waiting)
+    }
+    full = need.counting >= pool.maximum_pool_size
+    short = {job.job_id for job in need.uncovered}
+    refused = POOL in head.rests and head.rests[POOL].until > now  # which stops registrations, too
+    damaged = next((row for row in unreadable if row.startswith("runner:")), None)
+    ahead = 0
+    sentences: dict[str, str] = {}
+    for job in waiting:
+        aside = _aside(job)
+        if aside:
+            sentences[job.job_id] = aside
+            continue
+        if job.job_id in made:
+            sentences[job.job_id] = _on_its_way(now, made[job.job_id])
+        elif job.job_id not in short and may_make(now, job) and not refused:
+            sentences[job.job_id] = "a runner that fits is on its way or idle; GitHub has not given it the job yet"
+        elif damaged:
+            sentences[job.job_id] = f"the row {damaged} cannot be read, so nobody can count the VMs: mend or delete it"
+        else:
+            sentences[job.job_id] = _held_up(now, pool, head, job, world, full=full, ahead=ahead)
+            ahead += 1
+    return sentences
+
+
+def _aside(job: Job) -> str:
+    """Why a job is no demand at all, "" when it is."""
+    if job.missing_since is not None:
+        return f"GitHub has answered 404 for it since {job.missing_since:%H:%M} UTC: it was deleted, or a permission is missing"
+    if job.state is JobState.WAITING:
+        return "it waits for an approval at GitHub"
+    if not job.trusted:
+        return "its delivery came more than 30 minutes late; GitHub is asked whether it is still queued"
+    return ""
+
+
+def _on_its_way(now: datetime, runner: Runner) -> str:
+    since = f"since {int((now - runner.since).total_seconds())} s"
+    trouble = f" ({runner.reason})" if runner.not_before is not None and runner.not_before > now else ""
+    match runner.state:
+        case S.REQUESTED | S.CREATING:
+            return f"its VM {runner.name} is being created {since}{trouble}"
+        case S.BOOTING:
+            return f"its VM {runner.name} has been booting {since}"
+        case S.READY | S.BINDING:
+            return f"its VM {runner.name} is being registered {since}{trouble}"
+        case _:
+            return f"its runner {runner.name} is online {since}; GitHub has not given it the job yet"
+
+
+def _held_up(now: datetime, pool: PoolConfig, head: Head, job: Job, world: World, *, full: bool, ahead: int) -> str:
+    if head.paused:
+        return f"pool {pool.name} is paused"
+    if next_rung(pool.vm, head.rests, now) is None:
+        rests = [rest for rung in ladder(pool.vm) if (rest := resting(rung, head.rests, now))]
+        until = min(rest.until for rest in rests)
+        codes = ", ".join(sorted({rest.code for rest in rests}))
+        return f"pool {pool.name} gets no VM until {until:%H:%M} UTC, when it is tried again: {codes}"
+    if full:
+        return f"pool {pool.name} is at its maximum of {pool.maximum_pool_size} VMs; {ahead} jobs are ahead"
+    if any(ignored_by_github(now, runner, {job.target: [job]}) for runner in world.runners.values()):
+        return "runners that fit are online and idle, and GitHub does not use them: does the runner group admit this repository?"
+    if not may_make(now, job):
+        minutes = int(SPACING.total_seconds() // 60)
+        return f"{job.vms_made} VMs were made for it in vain; after {FREE_TRIES} comes one more every {minutes} minutes"
+    return "the next planning pass makes a VM for it"

@@ -1,0 +1,209 @@
+"""The act of creating: a registration at birth where that is wise, then one PUT, down the ladder of offers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+from runnerpool.acting import Acting
+from runnerpool.capacity import Rung, architecture, is_capacity, next_rung, rest_after, resting
+from runnerpool.errors import Conflict, Misconfigured, NoCapacity, RetryLater
+from runnerpool.model import Runner, RunnerState
+from runnerpool.ports import JitConfig, RunnerPackage, Vm, VmSpec, VmState
+from runnerpool.register import mint
+
+log = logging.getLogger(__name__)
+S = RunnerState
+
+PUT_TIME = timedelta(minutes=2)
+"""How long one PUT is tried, again and again, before a later act goes on with it."""
+PUT_HORIZON = PUT_TIME + timedelta(minutes=10)
+"""10 minutes after the last PUT left us a 404 is final."""
+QUICK_BOOT = 180.0
+"""Seconds. Where a pool boots slower, GitHub may drop the idle registration before its runner ever connects."""
+
+PACKAGE_AGE = timedelta(hours=1)
+"""GitHub releases a runner every few weeks: an answer of its downloads endpoint serves many VMs."""
+
+RUNNER_ID_TAG = "runnerpool-runner-id"
+
+
+async def births(acting: Acting, runners: list[Runner]) -> set[str]:
+    """Which new VMs are registered at birth: those made for a job, where the pool boots quickly and GitHub's budget allows
+    it at once. The others boot unregistered, and are bound when a job needs them."""
+    wanted = [runner.name for runner in runners if runner.state is S.REQUESTED and runner.target is not None]
+    if not wanted or (acting.head.boot_seconds or 0.0) > QUICK_BOOT:
+        return set()
+    granted = await acting.ledger.take("github-writes", len(wanted), acting.clock())
+    return set(wanted[:granted])
+
+
+async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
+    """From the claimed intent to a VM that Azure accepted, a refusal, or a later attempt."""
+    if runner.state is S.CREATING and await adopt(acting, runner):
+        return
+    if runner.minted_at is not None and not born:
+        await acting.token("github-writes")  # an attempt that was cut short may have registered it: go on as it began
+        born = True
+    await acting.token("arm-writes")
+    claimed = await _begin(acting, runner, born=born)
+    if claimed is None:
+        return
+    config: JitConfig | None = None
+    try:
+        if born:
+            claimed, config = await _register(acting, claimed)
+        if claimed is not None:
+            await _put(acting, claimed, config)
+    except Misconfigured as error:
+        await acting.rest_whole_pool(str(error))
+        await acting.fail(claimed or runner, str(error), refused=True)
+
+
+async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None:
+    """Writes, before anything is done, that a registration may be minted and a VM may come to exist."""
+    now = acting.clock()
+
+    def begun(row: Runner) -> Runner:
+        claim = {"claimed_by": row.claimed_by, "claimed_until": row.claimed_until}
+        row = row.move(S.CREATING, now, row.reason, **claim, attempts=row.attempts)
+        target = row.target if born else None
+        return replace(row, target=target, minted_at=row.minted_at or (now if born else None), attempts=row.attempts + 1)
+
+    return await acting.revise(runner, begun)
+
+
+async def _register(acting: Acting, runner: Runner) -> tuple[Runner | None, JitConfig | None]:
+    """Mints the JIT config and writes its id before it goes anywhere. Where GitHub throttles, the VM boots unregistered."""
+    first = runner.attempts <= 1
+    try:
+        config = await mint(acting, runner)
+    except Misconfigured:
+        if first:
+            await acting.revise(runner, lambda row: replace(row, minted_at=None))
+        raise
+    except RetryLater as error:
+        if error.uncertain or not first:
+            raise
+        return await acting.revise(runner, lambda row: replace(row, minted_at=None, target=None)), None
+    return await acting.revise(runner, lambda row: replace(row, github_id=config.runner_id)), config
+
+
+async def adopt(acting: Acting, runner: Runner) -> bool:
+    """After an attempt whose end nobody saw: whether its VM is there, and then what becomes of it."""
+    vm = await acting.call(lambda: acting.outside.compute.get_vm(runner.name))
+    if vm is None:
+        return False
+    expected = str(runner.github_id) if runner.github_id is not None else ""
+    carried = vm.tags.get(RUNNER_ID_TAG, "")
+    if carried != expected:
+        # Its JIT config is not the one that the row knows: not ours to trust.
+        await acting.fail(runner, f"its VM carries the GitHub runner id {carried or 'none'}, its row {expected or 'none'}")
+    elif vm.state is VmState.FAILED:
+        await _provisioning_failed(acting, runner, vm)
+    else:
+        await _accepted(acting, runner)
+    return True
+
+
+async def _provisioning_failed(acting: Acting, runner: Runner, vm: Vm) -> None:
+    if is_capacity(vm.error_code, vm.error):
+        key, rest = rest_after(Rung(runner.size, runner.zone, runner.spot), vm.error_code, vm.error, acting.clock())
+        await acting.rest(key, rest)
+    await acting.fail(runner, f"Azure could not provision it: {vm.error_code} {vm.error}")
+
+
+async def _put(acting: Acting, runner: Runner, config: JitConfig | None) -> None:
+    """Down the ladder: an offer that Azure refuses rests, and the next one is tried at once under the same name."""
+    package = await _package(acting, runner)
+    data = acting.outside.user_data(acting.pool, runner.name, package, config)
+    refusal = ""
+    rung: Rung | None = Rung(runner.size, runner.zone, runner.spot)
+    rest = resting(Rung(runner.size, runner.zone, runner.spot), acting.head.rests, acting.clock())
+    if rest is not None:  # another act was refused it meanwhile
+        refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock())
+    while rung is not None:
+        ready = await acting.revise(runner, _on(rung, acting))
+        if ready is None:
+            return
+        runner = ready
+        spec = _spec(acting, runner, data)
+        try:
+            await acting.call(lambda spec=spec: _send(acting, spec), within=PUT_TIME)  # type: ignore[misc]
+        except NoCapacity as error:
+            refusal = str(error)
+            log.warning("pool %s: no capacity for %s: %s", acting.pool.name, rung, error)
+            await acting.rest(*rest_after(rung, error.code, error.detail, acting.clock()))
+            rung = next_rung(acting.pool.vm, acting.head.rests, acting.clock())
+        except Conflict:
+            if not await adopt(acting, runner):
+                raise RetryLater(f"Azure says that a VM {runner.name} exists, and does not show it") from None
+            return
+        else:
+            await _accepted(acting, runner)
+            return
+    await acting.fail(runner, f"no offer is left: {refusal}", refused=True)
+
+
+async def _send(acting: Acting, spec: VmSpec) -> None:
+    try:
+        await acting.outside.compute.create_vm(spec)
+    except RetryLater as error:
+        if error.uncertain:
+            acting.doubtful.add(spec.name)
+        raise
+
+
+def _on(rung: Rung, acting: Acting) -> Callable[[Runner], Runner]:
+    """The row, about to be PUT on this rung: from here on its VM may exist."""
+    horizon = acting.clock() + PUT_HORIZON
+    return lambda row: replace(row, size=rung.size, zone=rung.zone, spot=rung.spot, put_until=horizon)
+
+
+async def _accepted(acting: Acting, runner: Runner) -> None:
+    now = acting.clock()
+
+    def booting(row: Runner) -> Runner:
+        # Where the first attempt's every PUT was answered none can be on its way, so a later 404 is final at once.
+        horizon = None if runner.attempts <= 1 and runner.name not in acting.doubtful else row.put_until
+        if row.state is S.CREATING:
+            return row.move(S.BOOTING, now, "Azure accepted it", accepted_at=now, put_until=horizon)
+        return replace(row, accepted_at=row.accepted_at or now, put_until=horizon)
+
+    await acting.ledger.revise_runner(runner, booting)
+
+
+async def _package(acting: Acting, runner: Runner) -> RunnerPackage | None:
+    """The runner that the bootstrap downloads where the image has none: GitHub's own choice, or the pinned version."""
+    system, arch = ("win" if acting.pool.vm.os == "windows" else "linux"), architecture(runner.size)
+    asked_at, offered = acting.outside.packages.get((system, arch), (None, None))
+    if offered is None or asked_at is None or acting.clock() - asked_at > PACKAGE_AGE:
+        offered = await acting.call(lambda: acting.outside.github.runner_package(acting.outside.anchor, system, arch))
+        acting.outside.packages[system, arch] = (acting.clock(), offered)
+    pinned = acting.pool.vm.runner_version
+    if pinned in ("auto", offered.version):
+        return offered
+    return RunnerPackage(version=pinned, url=offered.url.replace(offered.version, pinned), sha256="")
+
+
+def _spec(acting: Acting, runner: Runner, data: str) -> VmSpec:
+    vm = acting.pool.vm
+    tags = {**acting.outside.tags, "runnerpool-pool": acting.pool.name}
+    if runner.github_id is not None:
+        tags[RUNNER_ID_TAG] = str(runner.github_id)
+    return VmSpec(
+        name=runner.name,
+        size=runner.size,
+        zone=runner.zone,
+        spot=runner.spot,
+        image=vm.image,
+        ephemeral_disk=vm.os_disk.ephemeral,
+        disk_gb=vm.os_disk.size_gb,
+        admin_username=vm.admin_username,
+        ssh_public_key=vm.ssh_public_key,
+        os=vm.os,
+        custom_data=data,
+        tags=tags,
+    )

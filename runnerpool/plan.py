@@ -1,0 +1,293 @@
+"""What a pool should do next: `plan(now, pool, world, …) -> list[Action]`. Pure: no clock, no I/O, no logging.
+
+Each rule of scaling is a function of its own. Every action carries the reason that people will read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from runnerpool.capacity import Rung, next_rung
+from runnerpool.config import PoolConfig, warm_minimum
+from runnerpool.deletion import basis
+from runnerpool.demand import LEAVING, Demand, demand
+from runnerpool.lifecycle import NOTHING_SEEN, STUCK, Seen, World
+from runnerpool.model import Basis, Head, Job, JobState, Runner, RunnerState, Target
+from runnerpool.ports import AgentStatus, AgentTrouble
+
+S = RunnerState
+
+INTERVAL = timedelta(seconds=30)
+"""The reconcile interval: fewer waiting jobs than the threshold get their VMs once one of them has waited this long."""
+ASKS = 10
+"""Jobs that one pass may ask GitHub about: 10 every 30 s is 1,200 calls an hour of at least 5,000."""
+EXIT_GRACE = timedelta(minutes=1)
+"""How long after its runner program ended a busy row waits for GitHub's word before GitHub is asked."""
+
+
+# ---------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make a VM. With a target it is for `job_id` and may be registered at birth; without, it is for the warm minimum."""
+
+    rung: Rung
+    target: Target | None
+    job_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Register a ready VM for a target and hand it the JIT config."""
+
+    runner: str
+    target: Target
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Ask GitHub to drop the registration; the first half of a deletion."""
+
+    runner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the VM: rule 1 is met by `basis`."""
+
+    runner: str
+    basis: Basis
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop the row: no VM was asked for, or none is there any more and none can come."""
+
+    runner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Leave the job aside until GitHub, asked now, has said how it stands."""
+
+    job_id: str
+    reason: str
+
+
+Action = Create | Bind | Retire | Delete | Forget | Park
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+
+def plan(
+    now: datetime, pool: PoolConfig, head: Head, world: World, *, seen: Seen = NOTHING_SEEN, home: Target | None = None
+) -> list[Action]:
+    """Everything that this pool should do now, in the order in which it is to be committed.
+
+    `home` is the only target that the pool file allows, None where there are several: registering ahead of need wants one.
+    """
+    need = demand(now, world)
+    binds = list(bindings(now, pool, need, home))
+    return [
+        *parks(now, pool, world),
+        *withdrawals(now, world, seen),
+        *forgets(world),
+        *binds,
+        *surplus(now, pool, need, {bind.runner for bind in binds}),
+        *creates(now, pool, head, need),
+    ]
+
+
+def withdrawals(now: datetime, world: World, seen: Seen) -> Iterable[Action]:
+    """What finished, failed or ended is deleted where rule 1 allows it, and retired where it does not yet."""
+    for runner in world.runners.values():
+        overdue = runner.state is S.BUSY and _over_without_word(now, runner, seen)
+        if runner.state not in (S.FINISHED, S.FAILED, S.RETIRING) and not overdue:
+            continue
+        if _nothing_left(runner):
+            continue  # forgets() drops the row
+        allowed = basis(now, runner, seen.agents.get(runner.name), seen.at)
+        if allowed is not None:
+            yield Delete(runner.name, allowed, runner.reason if runner.state is S.FAILED else f"{allowed}: {runner.reason}")
+        elif runner.state is not S.RETIRING and runner.deregistered_at is None:
+            reason = "its runner has ended and GitHub has not said how" if overdue else runner.reason
+            yield Retire(runner.name, reason)
+
+
+def _over_without_word(now: datetime, runner: Runner, seen: Seen) -> bool:
+    """Busy, but for long now neither GitHub nor the agent has shown a job. An agent that was not asked shows nothing either way."""
+    word = seen.agents.get(runner.name)
+    if not (word is AgentTrouble.SILENT or (isinstance(word, AgentStatus) and not word.worker)):
+        return False
+    if runner.exited_at is not None:
+        return now - runner.exited_at > 5 * EXIT_GRACE
+    quiet = runner.busy_job is None or runner.deregistered_at is not None
+    return quiet and now - runner.since > STUCK
+
+
+def parks(now: datetime, pool: PoolConfig, world: World) -> list[Park]:
+    """The jobs that GitHub should be asked about now, those not asked for longest first."""
+    due = [(job, reason) for job in world.jobs.values() if (reason := _why_ask(now, pool, job, world))]
+    due.sort(key=lambda pair: (pair[0].checked_at or pair[0].created_at, pair[0].job_id))
+    return [Park(job.job_id, reason) for job, reason in due[:ASKS]]
+
+
+def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World) -> str:
+    """Why GitHub should be asked about this job now, "" when it should not."""
+    quiet = now - (job.checked_at or job.received_at)
+    age = now - job.received_at
+    unserved = not job.demand and job.state is not JobState.IN_PROGRESS  # a foreign job counts once a runner of ours has it
+    if job.state is JobState.COMPLETED or unserved:
+        return ""
+    if job.state is JobState.WAITING:
+        return "it waits for an approval" if quiet >= max(timedelta(minutes=5), age / 10) else ""
+    if job.state is JobState.QUEUED:
+        if not job.trusted:
+            return "its delivery came late" if job.checked_at is None or quiet >= timedelta(minutes=5) else ""
+        return "it has been queued for long" if quiet >= max(timedelta(minutes=10), age / 10) else ""
+    runner = world.runners.get(job.runner_name or "")
+    ended = runner is not None and runner.exited_at is not None and now - runner.exited_at >= EXIT_GRACE
+    silent = runner is not None and runner.silent_since is not None and now - runner.silent_since >= STUCK / 2
+    lost = runner is None or runner.state in (S.FAILED, S.RETIRING, S.DELETING)
+    if ended or silent or lost:
+        first = job.checked_at is None and (ended or age >= 5 * EXIT_GRACE)
+        return "its runner has ended" if first or quiet >= timedelta(minutes=5) else ""
+    overdue = job.started_at is not None and now - job.started_at > pool.job_timeout
+    return "it runs beyond the pool's job_timeout" if overdue and quiet >= timedelta(minutes=10) else ""
+
+
+def bindings(now: datetime, pool: PoolConfig, need: Demand, home: Target | None) -> Iterable[Bind]:
+    """Which ready VMs are registered now: for waiting jobs; with `keep_registered`, ahead of need where there is one target."""
+    lacking: list[Job] = []
+    for target, jobs in need.waiting.items():
+        mine = need.bound.get(target, [])
+        missing = max(len(jobs) - sum(runner.state is not S.READY for runner in mine), 0)
+        lost = _ready(now, mine)[:missing]
+        for runner in lost:
+            yield Bind(runner.name, target, f"{len(jobs)} jobs wait for {target}, and GitHub dropped its registration")
+        lacking += jobs[len(jobs) - missing + len(lost) :]  # the older ones take the runners that are there
+    lacking.sort(key=lambda job: (job.created_at, job.job_id))
+    free = _ready(now, need.unbound)
+    for runner, job in zip(free, lacking, strict=False):
+        yield Bind(runner.name, job.target, f"job {job.job_id} waits for {job.target}")
+    if pool.keep_registered:
+        yield from _ahead_of_need(now, need, free[len(lacking) :], home)
+
+
+def _ready(now: datetime, runners: Iterable[Runner]) -> list[Runner]:
+    """Those that can be bound now, the longest idle first."""
+    ready = [r for r in runners if r.state is S.READY and (r.not_before is None or now >= r.not_before)]
+    return sorted(ready, key=_idle_since)
+
+
+def _ahead_of_need(now: datetime, need: Demand, free: Sequence[Runner], home: Target | None) -> Iterable[Bind]:
+    for target, runners in need.bound.items():
+        if target not in need.waiting:
+            for runner in _ready(now, runners):
+                yield Bind(runner.name, target, "keep_registered: GitHub dropped its registration")
+    if home is not None:
+        for runner in free:
+            yield Bind(runner.name, home, "keep_registered")
+
+
+def creates(now: datetime, pool: PoolConfig, head: Head, need: Demand) -> list[Create]:
+    """New VMs: wanted serving = min(waiting + warm minimum, maximum − everything else that counts)."""
+    rung = None if head.paused else next_rung(pool.vm, head.rests, now)
+    room = pool.maximum_pool_size - need.counting
+    if rung is None or room <= 0:
+        return []
+    warm = warm_minimum(pool, now)
+    jobs = need.uncovered if _triggers(now, pool, need.uncovered) else []
+    wanted = [Create(rung, job.target, job.job_id, f"job {job.job_id} waits for a runner") for job in jobs]
+    wanted += [Create(rung, None, None, f"the warm minimum is {warm}")] * max(warm - need.spare, 0)
+    return wanted[:room]
+
+
+def _triggers(now: datetime, pool: PoolConfig, uncovered: Sequence[Job]) -> bool:
+    """Enough jobs wait, or one of them has waited a reconcile interval."""
+    if len(uncovered) >= pool.scale_up_trigger_threshold:
+        return True
+    return any(now - job.received_at >= INTERVAL for job in uncovered)
+
+
+def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str] = ()) -> list[Action]:
+    """VMs that nobody needs: intents not yet acted on, and idle VMs beyond the maximum, in the way of another target at the
+    maximum, or idle beyond `idle_timeout`. Not those in `taken`: they are being bound."""
+    beyond = need.serving - sum(map(len, need.waiting.values())) - warm_minimum(pool, now)
+    over = need.counting - need.leaving - pool.maximum_pool_size
+    full = need.counting >= pool.maximum_pool_size
+    blocked = need.uncovered[need.leaving :] if full else []  # what is leaving makes room for the others
+    actions: list[Action] = []
+    for runner in _spare(need, taken):
+        idle = now - _idle_since(runner)
+        if runner.state is S.REQUESTED and (beyond > 0 or over > 0):
+            actions.append(Forget(runner.name, "no job waits for it any more"))
+            over -= 1
+        elif runner.state is S.REQUESTED:
+            continue
+        elif over > 0:
+            actions.append(_go(runner, f"the pool is {over} over its maximum"))
+            over -= 1
+        elif runner.target is not None and any(job.target != runner.target for job in blocked):
+            actions.append(_go(runner, f"idle for {runner.target} while jobs of another target wait and the pool is full"))
+            blocked = blocked[1:]
+        elif beyond > 0 and idle >= pool.idle_timeout:
+            actions.append(_go(runner, f"idle for {int(idle.total_seconds())} s beyond the warm minimum"))
+        else:
+            continue
+        beyond -= 1
+    return actions
+
+
+def _spare(need: Demand, taken: Collection[str]) -> list[Runner]:
+    """Runners that no waiting job of their own target needs. Those bound for a target go before those bound for none."""
+
+    def leave(runners: Iterable[Runner]) -> list[Runner]:
+        return sorted((r for r in runners if r.state in _LEAVES and r.name not in taken), key=_first_to_go)
+
+    bound = [runner for target, runners in need.bound.items() for runner in leave(runners)[: need.surplus(target)]]
+    ignored = [runner for runners in need.ignored.values() for runner in runners]
+    free = max(len(need.unbound) - len(need.short), 0)
+    return [*leave([*bound, *ignored]), *leave(need.unbound)[:free]]
+
+
+_LEAVES = frozenset({S.REQUESTED, S.READY, S.REGISTERED})
+"""States that are left without waste; a VM on its way is let arrive."""
+
+
+def _first_to_go(runner: Runner) -> tuple[bool, datetime]:
+    """Intents before VMs, then whoever has idled longest."""
+    return runner.state is not S.REQUESTED, _idle_since(runner)
+
+
+def _idle_since(runner: Runner) -> datetime:
+    """Idling runs from becoming ready; losing a registration does not reset it."""
+    return runner.ready_at or runner.since
+
+
+def _go(runner: Runner, reason: str) -> Action:
+    if runner.minted_at is None:
+        return Delete(runner.name, Basis.NEVER_MINTED, reason)
+    return Retire(runner.name, reason)
+
+
+def forgets(world: World) -> Iterable[Forget]:
+    """Rows with nothing behind them: no VM is there, none can come any more, and no registration is left."""
+    for runner in world.runners.values():
+        if runner.state in LEAVING and _nothing_left(runner):
+            yield Forget(runner.name, f"{runner.reason}; Azure no longer knows it")
+
+
+def _nothing_left(runner: Runner) -> bool:
+    """Azure has answered 404 since no PUT could bring it any more, and no registration of it can be left."""
+    settled = runner.minted_at is None or runner.completed_job is not None or runner.deregistered_at is not None
+    return runner.absent_since is not None and settled

@@ -1,0 +1,211 @@
+"""The 30-second pass: gather, compare, repair, plan, act, sweep, tell. The same engine as a wake-up's, with witnesses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from runnerpool import watch
+from runnerpool.acting import Outside
+from runnerpool.decide import is_over
+from runnerpool.errors import PoolError
+from runnerpool.follow import Follow
+from runnerpool.gather import Gathered, Gathering
+from runnerpool.ledger import Ledger
+from runnerpool.lifecycle import NOTHING_SEEN, Seen
+from runnerpool.ports import Alert, Alerts, Entity, Network
+from runnerpool.provision import Engine
+from runnerpool.retry import Clock, attempt
+from runnerpool.rows import RUNNER_PREFIX
+from runnerpool.sweep import Sweep
+
+log = logging.getLogger(__name__)
+
+UNSERVED_KEPT = timedelta(days=1)
+POISON_KEPT = timedelta(days=14)
+REDELIVERY_INTERVAL = timedelta(minutes=5)
+"""How often failed deliveries are asked for: a lost `queued` costs its job at most about this."""
+REDELIVERABLE = timedelta(days=3)
+"""GitHub redelivers for three days."""
+REDELIVERIES = 5
+"""Attempts at one delivery before it is left to a person."""
+REDELIVERED = 50
+"""Deliveries asked for again in one pass."""
+WATCHED = 300
+"""Deliveries whose attempts are counted at one time: the count lies in the heartbeat, a column of 32 Ki characters."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Reconcile:
+    """One pass over everything. One pool's, runner's or service's trouble never stops the others."""
+
+    engine: Engine
+    ledger: Ledger
+    outside: Outside
+    network: Network
+    alerts: Alerts
+    clock: Clock
+
+    async def run(self, *, deadline: datetime) -> None:
+        """Raises only when the ledger itself cannot be read or written."""
+        begun = self.clock()
+        gathering = Gathering(outside=self.outside, network=self.network, clock=self.clock, deadline=deadline)
+        gathered = gathering.gathered
+        await gathering.azure()
+        app = {entity.row: entity for entity in await self.ledger.app_rows()}
+        pools = await self._pools(app)
+        gathered.pools = dict(zip(pools, await asyncio.gather(*(self.ledger.read_pool(pool) for pool in pools)), strict=True))
+        beat = _document(app.get("heartbeat"))
+        targets = self.engine.config.github.targets
+        await gathering.github(targets, _when(beat.get("listed_at")), int(beat.get("list_pages") or 1))
+        await asyncio.gather(gathering.suspects(), gathering.agents())
+        failures = await self._plan(pools, gathered, deadline)
+        await self._sweep(gathered, pools, deadline)
+        await self._tidy(app)
+        deliveries = await self._redeliver(beat.get("deliveries") or {}, deadline)
+        await self._tell(app, gathered)
+        await self._beat(begun, {**beat, "deliveries": deliveries}, gathered, failures)
+        await Follow(engine=self.engine, ledger=self.ledger, clock=self.clock).run(gathering, pools, begun)
+
+    async def _pools(self, app: Mapping[str, Entity]) -> list[str]:
+        """Every pool of the file, and every one that was ever planned; those new in the file are put on record."""
+        recorded = [row.removeprefix("pool:") for row in app if row.startswith("pool:")]
+        configured = [pool.name for pool in self.engine.config.pools]
+        for name in configured:
+            if name not in recorded:
+                await self.ledger.put_app_row(f"pool:{name}", {"since": self.clock().isoformat()})
+        return [*configured, *(name for name in recorded if name not in configured)]
+
+    async def _plan(self, pools: Collection[str], gathered: Gathered, deadline: datetime) -> dict[str, str]:
+        """One pass of the engine per pool, side by side. What a pool's pass died of is logged whole and returned by pool."""
+        seen = gathered.seen()
+        failures: dict[str, str] = {}
+
+        async def one(pool: str, seen: Seen) -> set[str]:
+            try:
+                return await self.engine.run(pool, deadline=deadline, seen=seen)
+            except Exception as error:
+                log.exception("pool %s: its pass failed", pool)
+                failures[pool] = f"{type(error).__name__}: {error}"[:500]
+                return set()
+
+        named = set[str]().union(*await asyncio.gather(*(one(pool, seen) for pool in pools)))
+        await asyncio.gather(*(one(pool, NOTHING_SEEN) for pool in named & set(pools)))
+        return failures
+
+    async def _sweep(self, gathered: Gathered, pools: Collection[str], deadline: datetime) -> None:
+        damaged = {row.removeprefix(RUNNER_PREFIX) for snapshot in gathered.pools.values() for row in snapshot.unreadable}
+        sweep = Sweep(
+            ledger=self.ledger,
+            outside=self.outside,
+            network=self.network,
+            clock=self.clock,
+            deadline=deadline,
+            prefix=self.engine.config.azure.name_prefix,
+            targets=self.engine.config.github.targets,
+        )
+        await sweep.run(gathered, pools, {*gathered.runners, *damaged})
+        now = self.clock()
+        await self.ledger.archive(
+            job for snapshot in gathered.pools.values() for job in snapshot.jobs.values() if is_over(now, job)
+        )
+
+    async def _tidy(self, app: Mapping[str, Entity]) -> None:
+        """Drops what was kept for people to read, when its time is over."""
+        now = self.clock()
+        kept = {"unserved:": UNSERVED_KEPT, "poison:": POISON_KEPT}
+        over = [
+            row
+            for row, entity in app.items()
+            for prefix, period in kept.items()
+            if row.startswith(prefix) and now - (_when(entity.columns.get("received_at")) or now) > period
+        ]
+        await self.ledger.remove_app_rows(over)
+
+    async def _redeliver(self, cursor: Mapping[str, Any], deadline: datetime) -> Mapping[str, Any]:
+        """Asks GitHub to send again what the webhook could not take. Returns the cursor, which counts the attempts at each
+        delivery, so that one that can never succeed is asked for five times and then left."""
+        now = self.clock()
+        last = _when(cursor.get("at"))
+        if last is not None and now - last < REDELIVERY_INTERVAL:
+            return cursor
+        github = self.outside.github
+        try:
+            failed = await attempt(lambda: github.failed_deliveries(now - REDELIVERABLE), clock=self.clock, deadline=deadline)
+        except PoolError as error:
+            log.warning("GitHub's failed deliveries could not be listed: %s", error)
+            return cursor
+        before = cursor.get("tries", {})
+        tries = {delivery.guid: int(before[delivery.guid]) for delivery in failed if delivery.guid in before}
+        due = [delivery for delivery in failed if tries.get(delivery.guid, 0) < REDELIVERIES]
+        granted = await self.ledger.take("github-writes", min(len(due), REDELIVERED), now)
+        for delivery in due[:granted]:
+            if self.clock() >= deadline or (len(tries) >= WATCHED and delivery.guid not in tries):
+                continue
+            try:
+                await attempt(lambda d=delivery: github.redeliver(d), clock=self.clock, deadline=deadline)  # type: ignore[misc]
+            except PoolError as error:
+                log.warning("delivery %s could not be asked for again: %s", delivery.guid, error)
+                continue
+            tries[delivery.guid] = tries.get(delivery.guid, 0) + 1
+            log.info("delivery %s had failed: asked GitHub for it again (%d)", delivery.guid, tries[delivery.guid])
+        return {"at": now.isoformat() if granted == len(due) else None, "tries": tries}
+
+    async def _tell(self, app: Mapping[str, Entity], gathered: Gathered) -> None:
+        """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it."""
+        told = {row.removeprefix("alert:"): str(e.columns.get("title", "")) for row, e in app.items() if row.startswith("alert:")}
+        new, over = watch.changed(watch.conditions(self.clock(), self.engine.config, gathered), told)
+        for alert in new:
+            if await self._send(alert):
+                columns = {"title": alert.title, "area": alert.area, "text": alert.text, "since": self.clock().isoformat()}
+                await self.ledger.put_app_row(f"alert:{alert.id}", columns)
+        for gone in over:
+            if await self._send(Alert(gone, "resolved", f"over: {told[gone]}", "This condition is no longer found.")):
+                await self.ledger.remove_app_rows([f"alert:{gone}"])
+
+    async def _send(self, alert: Alert) -> bool:
+        try:
+            await self.alerts.send(alert)
+        except PoolError as error:
+            log.warning("alert %s could not be sent: %s", alert.id, error)
+            return False
+        return True
+
+    async def _beat(self, begun: datetime, before: Mapping[str, Any], gathered: Gathered, failures: Mapping[str, str]) -> None:
+        listed = bool(gathered.registrations)
+        body = {
+            "at": self.clock().isoformat(),
+            "seconds": round((self.clock() - begun).total_seconds(), 2),
+            "listed_at": begun.isoformat() if listed else before.get("listed_at"),
+            "list_pages": gathered.list_pages if listed else before.get("list_pages"),
+            "trouble": gathered.trouble,
+            "failures": failures,
+            "deliveries": before.get("deliveries"),
+            "calls_left": self.outside.github.calls_left(),
+        }
+        await self.ledger.put_app_row("heartbeat", {"body": json.dumps(body)})
+
+
+def _document(entity: Entity | None) -> dict[str, Any]:
+    """The JSON document in a row's `body`; {} where there is none, or one that somebody damaged: it is written anew."""
+    try:
+        found = json.loads(str(entity.columns.get("body", "{}"))) if entity else {}
+    except ValueError:
+        log.error("row %s holds no JSON; written anew", entity.row if entity else "")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _when(text: object) -> datetime | None:
+    if not isinstance(text, str):
+        return text if isinstance(text, datetime) else None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,79 @@
+"""What a person should know: conditions found in one pass become alerts, each told once and told again when it is over. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from runnerpool.capacity import POOL, ladder, next_rung
+from runnerpool.config import Config, PoolConfig
+from runnerpool.gather import Gathered
+from runnerpool.model import Job, JobState, RunnerState, Snapshot
+from runnerpool.ports import AgentTrouble, Alert
+
+RECHECK = timedelta(minutes=2)
+"""How long after a rest has ended its condition still stands: the offer is being tried again, and may be refused again."""
+
+
+def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]:
+    """Everything that is wrong now and that a person can do something about."""
+    found = [*_services(gathered)]
+    pools = {pool.name: pool for pool in config.pools}
+    for name, snapshot in gathered.pools.items():
+        found += _pool(now, name, snapshot, pools.get(name))
+        found += _runners(name, snapshot, gathered)
+        found += _jobs(now, name, snapshot, pools.get(name))
+    return found
+
+
+def _services(gathered: Gathered) -> Iterable[Alert]:
+    for service, error in gathered.misconfigured.items():
+        area = error.area
+        yield Alert(f"service-{service}", area, f"{service} refuses runnerpool", f"{error}\nNothing is deleted meanwhile.")
+
+
+def _pool(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None) -> Iterable[Alert]:
+    rest = snapshot.head.rests.get(POOL)
+    lately = now - RECHECK
+    if rest is not None and rest.until > lately:
+        text = f"{rest.code}\nIt is tried again at {rest.until:%H:%M} UTC."
+        yield Alert(f"pool-{name}", "setup", f"pool {name} makes no VMs", text)
+    elif pool is not None and ladder(pool.vm) and next_rung(pool.vm, snapshot.head.rests, lately) is None:
+        codes = ", ".join(sorted({rest.code for rest in snapshot.head.rests.values() if rest.until > lately}))
+        text = f"Azure refused every size and zone of the pool ({codes}). Its jobs wait; other pools go on."
+        yield Alert(f"capacity-{name}", "provisioning", f"pool {name} finds no capacity", text)
+    for row in snapshot.unreadable:
+        text = "It was edited by hand or damaged. While it is a runner's row, its pool adds no VMs. Mend or delete it."
+        yield Alert(f"row-{name}-{row.replace(':', '-')}", "safety", f"row {row} of pool {name} cannot be read", text)
+
+
+def _runners(name: str, snapshot: Snapshot, gathered: Gathered) -> Iterable[Alert]:
+    refused = sorted(runner for runner in snapshot.runners if gathered.agents.get(runner) is AgentTrouble.REFUSED)
+    if refused:
+        names = ", ".join(refused[:5]) + (" …" if len(refused) > 5 else "")
+        text = f"{names}: was RUNNER_AGENT_KEY changed without RUNNER_AGENT_KEY_PREVIOUS?"
+        yield Alert(f"agents-{name}", "auth", f"{len(refused)} agents of pool {name} refuse our token", text)
+
+
+def _jobs(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None) -> Iterable[Alert]:
+    for job in snapshot.jobs.values():
+        if job.runner_name in snapshot.runners and not job.demand and job.state is not JobState.COMPLETED:
+            text = f"{job.repository} is not among the repositories that this deployment serves. Check the runner group's access."
+            yield Alert(f"foreign-{job.job_id}", "safety", f"a foreign job runs on {job.runner_name}", text)
+        running = job.state is JobState.IN_PROGRESS and job.started_at is not None and _busy(snapshot, job)
+        if running and pool is not None and job.started_at is not None and now - job.started_at > pool.job_timeout:
+            text = (
+                f"{job.repository}'s job {job.job_id} on {job.runner_name} is beyond its pool's job_timeout. Cancel it at GitHub."
+            )
+            yield Alert(f"overdue-{job.job_id}", "safety", f"a job of pool {name} runs too long", text)
+
+
+def _busy(snapshot: Snapshot, job: Job) -> bool:
+    runner = snapshot.runners.get(job.runner_name or "")
+    return runner is not None and runner.state is RunnerState.BUSY
+
+
+def changed(found: Iterable[Alert], told: Mapping[str, str]) -> tuple[list[Alert], list[str]]:
+    """The alerts to send now, and the ids of those that are over. `told` maps the ids already told to their titles."""
+    current = {alert.id: alert for alert in found}
+    return [alert for alert in current.values() if alert.id not in told], [gone for gone in told if gone not in current]

@@ -1,0 +1,83 @@
+"""The acts of withdrawing: a registration is removed at GitHub, a VM is deleted in Azure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from runnerpool.acting import Acting
+from runnerpool.errors import RetryLater
+from runnerpool.model import Runner, RunnerState
+from runnerpool.ports import Removal
+from runnerpool.register import target_of
+
+S = RunnerState
+
+DELETE_AGAIN = timedelta(minutes=5)
+"""A deletion usually takes Azure a minute or two; one that it accepted and could not finish leaves the VM where it is."""
+
+
+async def retire(acting: Acting, runner: Runner) -> None:
+    """Asks GitHub to remove the registration. 204 ends it, 422 means busy, 404 counts only beside the whole list.
+
+    What follows 204 is rule 1's second half: the next reconcile asks the agent for a job worker.
+    """
+    removal = await _remove(acting, runner)
+    now = acting.clock()
+    if removal is Removal.BUSY and runner.absent_since is None:
+        await acting.ledger.revise_runner(runner, lambda row: _busy(row, acting))
+        return
+    if removal is Removal.BUSY:
+        raise RetryLater("its VM is gone, and GitHub has not noticed yet", after=timedelta(minutes=2))
+
+    def gone(row: Runner) -> Runner | None:
+        if row.state is not S.RETIRING:
+            return None
+        return replace(row, deregistered_at=row.deregistered_at or now, claimed_by=None, claimed_until=None, not_before=None)
+
+    await acting.ledger.revise_runner(runner, gone)
+
+
+async def _remove(acting: Acting, runner: Runner) -> Removal:
+    """REMOVED when the registration is proved gone, BUSY when GitHub refuses."""
+    if runner.minted_at is None:
+        return Removal.REMOVED  # there never was one
+    github, target = acting.outside.github, target_of(runner)
+    await acting.token("github-writes")
+    if runner.github_id is not None:
+        known = runner.github_id
+        removal = await acting.call(lambda: github.remove_runner(target, known))
+        if removal is not Removal.ABSENT:
+            return removal
+    listed = (await acting.runner_list(target)).get(runner.name)
+    if listed is None or listed.runner_id == runner.github_id:
+        if listed is None:
+            return Removal.REMOVED  # confirmed: the whole list, read in this pass, does not have the name
+        raise RetryLater("GitHub answers 404 for its registration and still lists it", after=timedelta(seconds=30))
+    removal = await acting.call(lambda: github.remove_runner(target, listed.runner_id))
+    if removal is Removal.ABSENT:
+        raise RetryLater("GitHub answers 404 for a registration that it lists", after=timedelta(seconds=30))
+    return removal
+
+
+def _busy(row: Runner, acting: Acting) -> Runner | None:
+    if row.state is not S.RETIRING:
+        return None
+    now = acting.clock()
+    return row.move(S.BUSY, now, "GitHub says that it is busy", busy_at=row.busy_at or now)
+
+
+async def delete(acting: Acting, runner: Runner) -> None:
+    """Deletes the VM by name. Rule 1 was met when the row became DELETING, and that state has no way back."""
+    await acting.token("arm-deletes")
+    await acting.call(lambda: acting.outside.compute.delete_vm(runner.name))
+    now = acting.clock()
+
+    def accepted(row: Runner) -> Runner:
+        row = replace(row, claimed_by=None, claimed_until=None)
+        if row.put_until is not None and now < row.put_until:
+            # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on.
+            return replace(row, not_before=row.put_until)
+        return replace(row, delete_accepted_at=row.delete_accepted_at or now, not_before=now + DELETE_AGAIN)
+
+    await acting.ledger.revise_runner(runner, accepted)

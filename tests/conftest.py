@@ -1,0 +1,1 @@
+from tests.azurite_fixture import azurite as azurite
