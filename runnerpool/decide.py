@@ -73,7 +73,10 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
     # What cannot be counted cannot be limited: with a runner's row damaged, the plan may do everything but add.
     uncounted = any(row.startswith("runner:") for row in snapshot.unreadable)
     known = replace(head, paused=True) if uncounted else head
-    actions = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
+    if head.draining:
+        actions = plan(now, drained(setting.pool), known, without_demand(world), seen=seen)
+    else:
+        actions = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
     for action in actions:
         _apply(now, setting, world, action)
     mine = [name for name, runner in world.runners.items() if _acts_now(now, runner, setting.worker)]
@@ -90,6 +93,17 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
         asks=[world.jobs[action.job_id] for action in actions if isinstance(action, Park)],
         mine=mine,
     )
+
+
+def drained(pool: PoolConfig) -> PoolConfig:
+    """The pool as it is planned while it is drained."""
+    nothing = {"minimum_warm_vms": 0, "warm_schedule": (), "maximum_pool_size": 0, "keep_registered": False}
+    return pool.model_copy(update=nothing)
+
+
+def without_demand(world: World) -> World:
+    """The same world with nobody waiting, so that no VM is held back for a job that will not get it."""
+    return replace(world, jobs={job_id: replace(job, demand=False) for job_id, job in world.jobs.items()})
 
 
 def _learn(now: datetime, head: Head, before: Runner, after: Runner, seen: Seen) -> Head:

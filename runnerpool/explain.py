@@ -33,7 +33,7 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
     ahead = 0
     sentences: dict[str, str] = {}
     for job in waiting:
-        aside = _aside(job)
+        aside = _aside(job) or (f"pool {pool.name} is being drained" if head.draining else "")
         if aside:
             sentences[job.job_id] = aside
             continue

@@ -12,10 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from runnerpool.errors import PoolError
 from runnerpool.gather import Gathering
 from runnerpool.ledger import Ledger
-from runnerpool.lifecycle import Seen
 from runnerpool.model import RunnerState, Snapshot
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock
@@ -54,12 +52,11 @@ class Follow:
         look.gathered.pools = awaited
         await look.addresses()
         await look.agents(only=RunnerState.BOOTING)
-        seen = Seen(at=look.gathered.polled_at, addresses=look.gathered.seen().addresses, agents=look.gathered.agents)
         for pool in awaited:
             try:
-                await self.engine.run(pool, deadline=gathering.deadline, seen=seen)
-            except PoolError as error:
-                log.warning("pool %s: a look at its booting VMs failed, the next tick goes on: %s", pool, error)
+                await self.engine.run(pool, deadline=gathering.deadline, seen=look.gathered.seen())
+            except Exception:
+                log.exception("pool %s: a look at its booting VMs failed, the next tick goes on", pool)
         return set(awaited)
 
 

@@ -317,7 +317,8 @@ class Head:
     pool: str
     revision: int = 0
     rests: Mapping[str, Rest] = field(default_factory=dict)  # keyed as capacity.py names them
-    paused: bool = False
+    paused: bool = False  # no VM is made
+    draining: bool = False  # no VM is made, and what idles goes: as if no job waited and the maximum were 0
     boot_seconds: float | None = None  # how long this pool's VMs usually take from PUT to a listening agent; None: unknown
     etag: str = field(default="", compare=False)
 

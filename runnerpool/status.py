@@ -98,6 +98,7 @@ def _pool(now: datetime, config: Config, pool: PoolConfig, snapshot: Snapshot) -
         "minimum_warm_vms": warm_minimum(pool, now),
         "maximum_pool_size": pool.maximum_pool_size,
         "paused": snapshot.head.paused,
+        "draining": snapshot.head.draining,
         "vms": sum(runner.exists for runner in world.runners.values()),
         "runners": dict(sorted(states.items())),
         "jobs": dict(sorted(jobs.items())),

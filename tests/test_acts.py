@@ -1,0 +1,283 @@
+"""What creating leaves in the row, in Azure and at GitHub, when all goes well and when anything does not; many acts at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from runnerpool.acting import CHUNK
+from runnerpool.capacity import POOL
+from runnerpool.errors import Busy, Gone, Misconfigured, NoCapacity, RetryLater
+from runnerpool.launch import PUT_HORIZON, PUT_TIME, QUICK_BOOT
+from runnerpool.model import Head, Runner, RunnerState
+from runnerpool.ports import Registration, Vm, VmState
+from tests.made_rows import MINUTE, NOW, ORG, claimed, clock, config, later, pool, virtual
+from tests.memory_table import Request
+from tests.stand_ins import Scene
+
+S = RunnerState
+NAME = "hw-linux-aaaaaaaaaa"
+TWO_SIZES = ["Standard_D4ads_v5", "Standard_D4as_v5"]
+
+
+WANTED = {"target": ORG, "job_id": "1"}
+
+# ---------------------------------------------------------------------------------------------- creating
+
+
+@virtual
+async def test_a_vm_for_a_job_is_registered_at_birth_and_carries_its_runner_id() -> None:
+    scene = Scene()
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    assert (row.state, row.github_id, row.target, row.minted_at, row.put_until) == (S.BOOTING, 100, ORG, NOW, None)
+    assert (row.claimed_by, row.attempts, row.accepted_at) == (None, 0, NOW)
+    (spec,) = scene.azure.specs
+    assert spec.tags == {"runnerpool": "hw", "runnerpool-pool": "linux", "runnerpool-runner-id": "100"}
+    assert spec.custom_data == f"{NAME} secret of 100"
+
+
+@pytest.mark.parametrize(
+    ("row", "head"),
+    [
+        (claimed(S.REQUESTED), Head("linux")),  # for the warm minimum
+        (claimed(S.REQUESTED, **WANTED), Head("linux", boot_seconds=QUICK_BOOT + 1)),  # GitHub would reap it while it boots
+    ],
+)
+@virtual
+async def test_a_vm_for_nobody_yet_or_in_a_slow_pool_boots_unregistered(row: Runner, head: Head) -> None:
+    scene = Scene()
+    after = (await scene.act(row, head=head))[NAME]
+    assert (after.state, after.github_id, after.minted_at, after.target) == (S.BOOTING, None, None, None)
+    assert "runnerpool-runner-id" not in scene.azure.specs[0].tags
+    assert not scene.hub.count("mint")
+
+
+@virtual
+async def test_no_secret_of_a_registration_comes_into_the_ledger_or_a_tag() -> None:
+    scene = Scene()
+    await scene.act(claimed(S.REQUESTED, **WANTED))
+    await scene.act(replace(claimed(S.BINDING, target=ORG), name="hw-linux-bbbbbbbbbb"))
+    assert "secret" not in repr(scene.rows())
+    assert "secret" not in repr(scene.azure.vms)
+    assert "secret" not in repr(scene.azure.specs)
+
+
+@virtual
+async def test_a_refused_offer_rests_and_the_next_one_is_tried_at_once_under_the_same_name() -> None:
+    scene = Scene(config(pool(vm={"sizes": TWO_SIZES})))
+    scene.azure.fails("create_vm", NoCapacity("AllocationFailed", "full"))
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    assert (row.state, row.size) == (S.BOOTING, TWO_SIZES[1])
+    assert [spec.size for spec in scene.azure.specs] == [TWO_SIZES[1]]
+    assert scene.hub.count("mint") == 1
+    assert len((await scene.ledger.read_pool("linux")).head.rests) == 1
+
+
+@virtual
+async def test_a_refusal_that_one_act_met_spares_the_others_theirs() -> None:
+    scene = Scene(config(pool(vm={"sizes": TWO_SIZES})))
+    scene.azure.fails("create_vm", NoCapacity("AllocationFailed", "full"))
+    first, *others = (replace(claimed(S.REQUESTED), name=f"hw-linux-{n:010d}") for n in range(30))
+    await scene.act(first, *others)
+    assert scene.azure.count("create_vm") == 31
+    assert (await scene.ledger.read_pool("linux")).head.revision == 1
+
+
+@virtual
+async def test_when_no_offer_is_left_the_intent_fails_and_no_put_can_arrive() -> None:
+    scene = Scene()
+    scene.azure.fails("create_vm", NoCapacity("AllocationFailed", "full"))
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    assert (row.state, row.put_until) == (S.FAILED, None)
+    assert "AllocationFailed" in row.reason
+    assert row.minted_at is not None  # its registration has yet to be withdrawn
+
+
+# What the row says after the first call of a kind met this error. A PUT that got no answer may still arrive.
+UNSURE = RetryLater("no answer", uncertain=True)
+HORIZON = NOW + PUT_HORIZON
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left behind: the row's state, and whether it may hold a registration or a VM."""
+
+    state: RunnerState
+    minted: bool
+    github_id: bool = False
+    put_until: bool = False
+    put_off: bool = False
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "errors", "left"),
+    [
+        ("hub", "mint", [RetryLater("429")], Left(S.BOOTING, minted=False)),  # throttled: it boots unregistered
+        ("hub", "mint", [UNSURE], Left(S.CREATING, minted=True, put_off=True)),
+        ("hub", "mint", [Misconfigured("no such group", area="setup")], Left(S.FAILED, minted=False)),
+        ("hub", "mint", [Gone("404")], Left(S.CREATING, minted=True, put_off=True)),
+        ("hub", "package", [Misconfigured("no such version", area="setup")], Left(S.FAILED, minted=True, github_id=True)),
+        ("hub", "package", [RetryLater("502", after=MINUTE)], Left(S.CREATING, minted=True, github_id=True, put_off=True)),
+        ("azure", "create_vm", [RetryLater("429")], Left(S.BOOTING, minted=True, github_id=True)),
+        (
+            "azure",
+            "create_vm",
+            [RetryLater("429", after=MINUTE)],
+            Left(S.CREATING, minted=True, github_id=True, put_until=True, put_off=True),
+        ),
+        ("azure", "create_vm", [UNSURE], Left(S.BOOTING, minted=True, github_id=True, put_until=True)),
+        (
+            "azure",
+            "create_vm",
+            [UNSURE] * 5,
+            Left(S.CREATING, minted=True, github_id=True, put_until=True, put_off=True),
+        ),
+        (
+            "azure",
+            "create_vm",
+            [UNSURE, Misconfigured("403", area="auth")],
+            Left(S.FAILED, minted=True, github_id=True, put_until=True),
+        ),
+        ("azure", "create_vm", [Misconfigured("no such image", area="provisioning")], Left(S.FAILED, minted=True, github_id=True)),
+        ("azure", "create_vm", [Gone("404")], Left(S.CREATING, minted=True, github_id=True, put_until=True, put_off=True)),
+        ("azure", "create_vm", [Busy("?")], Left(S.CREATING, minted=True, github_id=True, put_until=True, put_off=True)),
+    ],
+)
+@virtual
+async def test_what_a_row_says_after_a_call_of_its_creation_failed(
+    service: str, method: str, errors: Sequence[Exception], left: Left
+) -> None:
+    scene = Scene()
+    getattr(scene, service).fails(method, *errors)
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    found = Left(
+        row.state,
+        minted=row.minted_at is not None,
+        github_id=row.github_id is not None,
+        put_until=row.put_until is not None,
+        put_off=row.not_before is not None,
+    )
+    assert found == left
+    assert row.claimed_by is None
+    if left.put_off:
+        assert row.reason == str(errors[0]) or type(errors[0]).__name__ in row.reason
+    misconfigured = any(isinstance(error, Misconfigured) for error in errors)
+    assert (POOL in (await scene.ledger.read_pool("linux")).head.rests) is misconfigured
+
+
+@virtual
+async def test_a_put_whose_answer_was_lost_is_recognised_by_its_tag() -> None:
+    scene = Scene()
+    scene.azure.fails("create_vm", UNSURE, applied=True)
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    assert (row.state, row.github_id) == (S.BOOTING, 100)
+    assert scene.azure.count("create_vm") == 2  # the second was answered 412
+
+
+@virtual
+async def test_no_put_leaves_later_than_its_row_says() -> None:
+    scene = Scene()
+    scene.azure.fails("create_vm", *[RetryLater("busy", after=timedelta(seconds=19), uncertain=True)] * 99)
+    sent: list[Any] = []
+    scene.azure.step = lambda: sent.append(clock())
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED), time=timedelta(hours=1)))[NAME]
+    assert row.put_until is not None
+    assert row.put_until - max(sent) >= PUT_HORIZON - PUT_TIME
+
+
+@pytest.mark.parametrize(
+    ("known", "tag", "state"),
+    [
+        (100, "100", S.BOOTING),
+        (None, "", S.BOOTING),
+        (100, "99", S.FAILED),  # another worker's JIT config
+        (100, "", S.FAILED),
+        (None, "99", S.FAILED),
+    ],
+)
+@virtual
+async def test_a_vm_found_after_an_attempt_cut_short_is_adopted_only_with_the_right_tag(
+    known: int | None, tag: str, state: RunnerState
+) -> None:
+    scene = Scene()
+    tags = {"runnerpool": "hw"} | ({"runnerpool-runner-id": tag} if tag else {})
+    scene.azure.put(Vm(NAME, VmState.SUCCEEDED, tags, NOW))
+    row = claimed(S.CREATING, **WANTED, github_id=known, minted_at=NOW, attempts=1, put_until=HORIZON)
+    assert (await scene.act(row))[NAME].state is state
+    assert not scene.azure.specs
+
+
+@virtual
+async def test_an_attempt_cut_short_before_its_put_goes_on_with_a_fresh_registration() -> None:
+    scene = Scene()
+    scene.hub.registered[ORG][NAME] = Registration(55, NAME, online=False, busy=False)  # its JIT config is lost
+    row = (await scene.act(claimed(S.CREATING, **WANTED, minted_at=NOW, attempts=1)))[NAME]
+    assert (row.state, row.github_id) == (S.BOOTING, 100)
+    assert [one.runner_id for one in scene.hub.registered[ORG].values()] == [100]
+
+
+@virtual
+async def test_a_row_that_another_worker_took_over_is_left_alone() -> None:
+    scene = Scene()
+    taken = replace(claimed(S.REQUESTED, **WANTED), claimed_by="other")
+    assert (await scene.act(taken))[NAME] == taken
+    assert not scene.azure.specs
+
+
+# ---------------------------------------------------------------------------------------------- many at once
+
+
+@virtual
+async def test_one_runners_trouble_stops_no_other_and_a_defect_is_told_after_all_are_done() -> None:
+    scene = Scene()
+    names = [f"hw-linux-{n:010d}" for n in range(3)]
+    scene.azure.fails("create_vm", RetryLater("429", after=MINUTE), ValueError("a defect"))
+    with pytest.raises(ExceptionGroup, match="1 of 3"):
+        await scene.act(*(replace(claimed(S.REQUESTED), name=name) for name in names))
+    states = sorted(str(row.state) for row in (await scene.runners()).values())
+    assert states == ["booting", "creating", "creating"]
+
+
+@virtual
+async def test_tokens_are_taken_as_they_are_needed_and_for_many_at_once() -> None:
+    scene = Scene()
+    one = scene.acting()
+    await one.token("github-writes")
+    assert await scene.ledger.take("github-writes", 1000, clock()) == 59  # a lonely act takes one
+
+    async def takes_time(_request: Request) -> None:
+        await later(seconds=0.01)
+
+    other = scene.acting()
+    scene.table.before, scene.table.operations = takes_time, 0
+    await asyncio.gather(*(other.token("arm-writes") for _ in range(CHUNK * 4)))
+    assert scene.table.operations <= 2 * 5
+
+
+@virtual
+async def test_a_budget_used_up_makes_an_act_wait_and_then_leave_before_its_time_is_over() -> None:
+    scene = Scene()
+    await scene.ledger.take("github-writes", 1000, clock())
+    await scene.acting().token("github-writes")
+    assert clock() - NOW <= timedelta(seconds=2)
+
+    await scene.ledger.take("github-writes", 1000, clock())
+    with pytest.raises(RetryLater, match="github-writes"):
+        await scene.acting(time=timedelta(seconds=1)).token("github-writes")
+
+
+@virtual
+async def test_one_services_budget_holds_up_no_act_of_another() -> None:
+    scene = Scene()
+    await scene.ledger.take("github-writes", 1000, clock() + MINUTE)  # by a worker whose clock is ahead
+    acting = scene.acting()
+    waits = asyncio.create_task(acting.token("github-writes"))
+    await later(seconds=0.1)
+    await acting.token("arm-deletes")
+    assert not waits.done()
+    await waits

@@ -1,0 +1,85 @@
+"""What becomes an alert."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from runnerpool.capacity import POOL
+from runnerpool.errors import Misconfigured
+from runnerpool.gather import Gathered
+from runnerpool.model import Head, Job, Rest, Runner, RunnerState, Snapshot
+from runnerpool.ports import AgentTrouble, Alert
+from runnerpool.watch import RECHECK, changed, conditions
+from tests.made_rows import MINUTE, NOW, config, job, pool, runner
+
+S = RunnerState
+HOUR = timedelta(hours=1)
+
+
+def gathered(*rows: Job | Runner, head: Head | None = None, unreadable: tuple[str, ...] = (), name: str = "linux") -> Gathered:
+    jobs = {row.job_id: row for row in rows if isinstance(row, Job)}
+    runners = {row.name: row for row in rows if isinstance(row, Runner)}
+    return Gathered(pools={name: Snapshot(head or Head(name), jobs, runners, {}, unreadable)})
+
+
+def found(read: Gathered) -> list[tuple[str, str]]:
+    return [(alert.id, alert.area) for alert in conditions(NOW, config(), read)]
+
+
+RUNS = job("5", runner_name="hw-linux-aaaaaaaaaa", started_at=NOW - 7 * HOUR, age=8 * HOUR)
+
+
+def resting(key: str, until: timedelta) -> Head:
+    return Head("linux", rests={key: Rest(NOW + until, "why")})
+
+
+@pytest.mark.parametrize(
+    ("read", "alerts"),
+    [
+        (gathered(runner(S.READY), job()), []),
+        (gathered(head=resting(POOL, MINUTE)), [("pool-linux", "setup")]),
+        (gathered(head=resting("regular", MINUTE)), [("capacity-linux", "provisioning")]),
+        (gathered(head=resting("regular Standard_D4ads_v5 zone 3", MINUTE)), []),
+        # it is being tried again, and may be refused again: not over yet
+        (gathered(head=resting(POOL, MINUTE - RECHECK)), [("pool-linux", "setup")]),
+        (gathered(head=resting("regular", MINUTE - RECHECK)), [("capacity-linux", "provisioning")]),
+        (gathered(head=resting(POOL, -RECHECK)), []),
+        (gathered(unreadable=("runner:hw-linux-broken",)), [("row-linux-runner-hw-linux-broken", "safety")]),
+        (gathered(runner(S.BUSY), job("5", demand=False, runner_name="hw-linux-aaaaaaaaaa")), [("foreign-5", "safety")]),
+        (gathered(job("5", demand=False, runner_name="somebody-elses")), []),
+        (gathered(runner(S.BUSY), RUNS), [("overdue-5", "safety")]),
+        (gathered(RUNS), []),  # its runner is gone
+        (gathered(head=resting(POOL, -RECHECK), name="left-the-file"), []),
+    ],
+)
+def test_what_a_person_can_do_something_about(read: Gathered, alerts: list[tuple[str, str]]) -> None:
+    assert found(read) == alerts
+
+
+def test_agents_that_refuse_our_token_are_one_alert_a_pool() -> None:
+    read = gathered(*(runner(S.READY, f"{n:010d}") for n in range(9)))
+    read.agents = dict.fromkeys(read.runners, AgentTrouble.REFUSED)
+    (alert,) = conditions(NOW, config(), read)
+    assert (alert.id, alert.area) == ("agents-linux", "auth")
+    assert "9 agents" in alert.title
+    assert "…" in alert.text
+    read.agents = dict.fromkeys(read.runners, AgentTrouble.SILENT)
+    assert not conditions(NOW, config(), read)
+
+
+def test_a_service_that_refuses_us_is_an_alert_in_its_own_words_and_one_that_is_away_is_none() -> None:
+    read = Gathered(trouble={"github": "502", "azure": "403"}, misconfigured={"azure": Misconfigured("403", area="auth")})
+    assert found(read) == [("service-azure", "auth")]
+
+
+def test_only_what_is_new_is_told_and_what_is_no_longer_found_is_over() -> None:
+    old, new = Alert("old", "auth", "t", ""), Alert("new", "auth", "t", "")
+    assert changed([old, new, new], {"old": "t", "gone": "t"}) == ([new], ["gone"])
+
+
+def test_a_pool_that_has_another_zone_to_try_has_not_run_out() -> None:
+    zonal = config(pool(vm={"sizes": ["Standard_D4ads_v5"], "zones": ["1", "2"]}))
+    one_zone = gathered(head=resting("regular Standard_D4ads_v5 zone 1", MINUTE))
+    assert not conditions(NOW, zonal, one_zone)
