@@ -11,7 +11,7 @@ from runnerpool.acting import Acting
 from runnerpool.capacity import TROUBLE_REST
 from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.launch import births, create
-from runnerpool.model import Fact, Job, Runner, RunnerState
+from runnerpool.model import Fact, Job, Runner, RunnerState, fact_about
 from runnerpool.ports import JobReport
 from runnerpool.register import bind
 from runnerpool.withdraw import delete, retire
@@ -88,25 +88,14 @@ async def _ask(acting: Acting, job: Job) -> None:
 
 def told(job: Job, report: JobReport) -> Fact:
     """What the API said of a job, as a fact beside those that the webhooks bring. It is believed, so it counts as in time."""
-    return Fact(
-        job_id=job.job_id,
+    return fact_about(
+        job,
         action=report.status,
-        status=report.status,
-        pool=job.pool,
-        repository=job.repository,
-        target=job.target,
-        labels=job.labels,
-        created_at=job.created_at,
-        received_at=job.created_at if report.status == "queued" else job.received_at,
         delivery="api",
+        received_at=job.created_at if report.status == "queued" else job.received_at,
         started_at=report.started_at,
         completed_at=report.completed_at,
         conclusion=report.conclusion,
         runner_name=report.runner_name,
         runner_id=report.runner_id,
-        run_id=job.run_id,
-        run_attempt=job.run_attempt,
-        workflow=job.workflow,
-        job_name=job.job_name,
-        demand=job.demand,
     )

@@ -266,6 +266,12 @@ def _name_from(labels: Sequence[str]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(telling)).strip("-") or "default"
 
 
+def departed(name: str) -> PoolConfig:
+    """What stands for a pool that has left the file: nothing is made for it, and what it has idles out at once."""
+    shape = VmConfig.model_construct(sizes=("none",))
+    return PoolConfig.model_construct(name=name, labels=("departed",), maximum_pool_size=0, idle_timeout=timedelta(0), vm=shape)
+
+
 def warm_minimum(pool: PoolConfig, now: datetime) -> int:
     """How many VMs the pool keeps warm at `now` (aware): what the last window that holds says, else `minimum_warm_vms`."""
     holding = (window.minimum_warm_vms for window in reversed(pool.warm_schedule) if window.holds(now))

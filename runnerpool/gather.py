@@ -28,6 +28,8 @@ POLLS = 64
 """Agents polled at one time: a dead one holds its place for 5 s, so 300 dead agents delay a pass by 25 s at most."""
 LOOKS = 100
 """Direct GETs in one pass; the others wait for the next."""
+SUSPICIOUSLY_MANY = 3
+"""So many agents do not die within one tick of each other."""
 LIST_SHARE = 3
 """Whole GitHub lists take at most a third of the hourly budget."""
 HOURLY_CALLS = 5_000
@@ -145,6 +147,19 @@ class Gathering:
         self.gathered.polled_at = self.clock()
         states = POLLED if only is None else {only}
         await asyncio.gather(*(poll(name) for name, runner in self.gathered.runners.items() if runner.state in states))
+        self._doubt_ourselves()
+
+    def _doubt_ourselves(self) -> None:
+        """Agents that answered before and are all silent at once: more likely it is our own way into the subnet that is broken.
+        Then their silence is no witness, and nobody is retired for it."""
+        runners, agents = self.gathered.runners, self.gathered.agents
+        known = [name for name in agents if runners[name].answered_at is not None and not runners[name].absent_since]
+        if len(known) >= SUSPICIOUSLY_MANY and all(agents[name] is AgentTrouble.SILENT for name in known):
+            self.gathered.trouble["agents"] = (
+                f"all {len(known)} agents that answered before are silent: is the way into the subnet open?"
+            )
+            for name in known:
+                del agents[name]
 
     async def _try(self, service: str, call: Callable[[], Awaitable[T]]) -> T | None:
         """The answer, or None with the trouble noted: reading on matters more than this one witness."""

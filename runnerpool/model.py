@@ -170,6 +170,15 @@ def _runner_order(runner: tuple[str | None, int | None]) -> tuple[bool, str, boo
     return not name, name or "", not runner_id, runner_id or 0
 
 
+_OF_JOB = ("job_id", "repository", "target", "labels", "created_at", "received_at", "run_id", "run_attempt", "workflow", "job_name")
+
+
+def fact_about(job: Job, *, action: str, delivery: str, **changes: Any) -> Fact:
+    """A fact about a known job that no webhook brought. `delivery` says where it comes from."""
+    same = {name: getattr(job, name) for name in (*_OF_JOB, "pool", "demand")}
+    return Fact(**{**same, "action": action, "status": action, "delivery": delivery, **changes})
+
+
 # ---------------------------------------------------------------------------------------------- runners
 
 

@@ -153,6 +153,11 @@ def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World) -> str:
     if job.state is JobState.QUEUED:
         if not job.trusted:
             return "its delivery came late" if job.checked_at is None or quiet >= timedelta(minutes=5) else ""
+        taken = any(
+            runner.job_id == job.job_id and runner.busy_job is None for runner in world.runners.values() if runner.state is S.BUSY
+        )
+        if taken and quiet >= EXIT_GRACE:
+            return "the runner that was made for it is busy, and GitHub has not said with what"
         return "it has been queued for long" if quiet >= max(timedelta(minutes=10), age / 10) else ""
     runner = world.runners.get(job.runner_name or "")
     ended = runner is not None and runner.exited_at is not None and now - runner.exited_at >= EXIT_GRACE

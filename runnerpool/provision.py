@@ -12,11 +12,11 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from runnerpool.acting import Acting, Outside
 from runnerpool.acts import act
-from runnerpool.config import Config, PoolConfig, VmConfig
+from runnerpool.config import Config, PoolConfig, departed
 from runnerpool.decide import Decision, Setting, decide
 from runnerpool.errors import Conflict, RetryLater
 from runnerpool.ledger import Ledger
@@ -58,7 +58,7 @@ class Engine:
     def pool(self, name: str) -> PoolConfig:
         """The pool as the file has it. One that has left the file is drained: no labels match it, and its maximum is 0."""
         found = next((pool for pool in self.config.pools if pool.name == name), None)
-        return found or _drained(name)
+        return found or departed(name)
 
     @property
     def home(self) -> Target | None:
@@ -131,23 +131,6 @@ class Engine:
             )
         log.info("pool %s: others planned it %d times meanwhile; left to them", name, CONTEST)
         return None
-
-
-def _drained(name: str) -> PoolConfig:
-    return PoolConfig.model_construct(
-        name=name,
-        labels=("runnerpool-drained",),
-        minimum_warm_vms=0,
-        maximum_pool_size=0,
-        scale_up_trigger_threshold=1,
-        idle_timeout=timedelta(0),
-        warm_schedule=(),
-        keep_registered=False,
-        job_timeout=timedelta(hours=6),
-        vm=VmConfig.model_validate({"sizes": ["Standard_D2s_v5"]}),
-        rerun_evicted=False,
-        job_notes=False,
-    )
 
 
 @dataclass(slots=True)

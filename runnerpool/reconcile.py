@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,8 +16,10 @@ from runnerpool.decide import is_over
 from runnerpool.errors import PoolError
 from runnerpool.follow import Follow
 from runnerpool.gather import Gathered, Gathering
+from runnerpool.labels import match
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import NOTHING_SEEN, Seen
+from runnerpool.model import fact_about
 from runnerpool.ports import Alert, Alerts, Entity, Network
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock, attempt
@@ -64,6 +66,7 @@ class Reconcile:
         targets = self.engine.config.github.targets
         await gathering.github(targets, _when(beat.get("listed_at")), int(beat.get("list_pages") or 1))
         await asyncio.gather(gathering.suspects(), gathering.agents())
+        await self._move_jobs(gathered)
         failures = await self._plan(pools, gathered, deadline)
         await self._sweep(gathered, pools, deadline)
         await self._tidy(app)
@@ -80,6 +83,21 @@ class Reconcile:
             if name not in recorded:
                 await self.ledger.put_app_row(f"pool:{name}", {"since": self.clock().isoformat()})
         return [*configured, *(name for name in recorded if name not in configured)]
+
+    async def _move_jobs(self, gathered: Gathered) -> None:
+        """Jobs that wait in a pool that has left the file go to the pool that serves their labels now, if there is one."""
+        pools = self.engine.config.pools
+        for name, snapshot in gathered.pools.items():
+            if any(pool.name == name for pool in pools):
+                continue
+            for job in snapshot.jobs.values():
+                serving = match(job.labels, pools) if job.wants_runner else None
+                if serving is not None:
+                    await self.ledger.add_fact(
+                        serving.name, f"from-{name}", fact_about(job, action="queued", delivery="moved", pool=serving.name)
+                    )
+                    await self.ledger.revise_job(job, lambda row: replace(row, demand=False))
+                    log.info("job %s moved from pool %s, which has left the pool file, to %s", job.job_id, name, serving.name)
 
     async def _plan(self, pools: Collection[str], gathered: Gathered, deadline: datetime) -> dict[str, str]:
         """One pass of the engine per pool, side by side. What a pool's pass died of is logged whole and returned by pool."""
@@ -159,7 +177,7 @@ class Reconcile:
     async def _tell(self, app: Mapping[str, Entity], gathered: Gathered) -> None:
         """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it."""
         told = {row.removeprefix("alert:"): str(e.columns.get("title", "")) for row, e in app.items() if row.startswith("alert:")}
-        new, over = watch.changed(watch.conditions(self.clock(), self.engine.config, gathered), told)
+        new, over = watch.changed(watch.conditions(self.clock(), self.engine.config, gathered), told, watch.unread(gathered))
         for alert in new:
             if await self._send(alert):
                 columns = {"title": alert.title, "area": alert.area, "text": alert.text, "since": self.clock().isoformat()}

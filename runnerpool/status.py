@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from runnerpool.config import Config, PoolConfig, warm_minimum
+from runnerpool.config import Config, PoolConfig, departed, warm_minimum
 from runnerpool.errors import PoolError
 from runnerpool.explain import reasons
 from runnerpool.ledger import Ledger
@@ -35,7 +35,8 @@ async def report(now: datetime, config: Config, ledger: Ledger) -> tuple[int, di
     """The status code and the document. 503 only when the ledger cannot be read; trouble elsewhere is told in the document."""
     try:
         app = {entity.row: entity for entity in await ledger.app_rows()}
-        snapshots = await asyncio.gather(*(ledger.read_pool(pool.name) for pool in config.pools))
+        pools = [*config.pools, *(departed(row.removeprefix("pool:")) for row in app if _left(row, config))]
+        snapshots = await asyncio.gather(*(ledger.read_pool(pool.name) for pool in pools))
     except PoolError as error:
         return 503, {"health": "down", "checks": {"storage": _check(False, str(error))}, "pools": []}
     checks = {"storage": _check(True, "readable"), **_checks(now, app.get("heartbeat"))}
@@ -46,11 +47,25 @@ async def report(now: datetime, config: Config, ledger: Ledger) -> tuple[int, di
         "time": now.isoformat(),
         "checks": checks,
         "alerts": alerts,
-        "pools": [_pool(now, config, pool, snapshot) for pool, snapshot in zip(config.pools, snapshots, strict=True)],
+        "pools": [
+            _pool(now, config, pool, snapshot)
+            for pool, snapshot in zip(pools, snapshots, strict=True)
+            if _shown(pool, config, snapshot)
+        ],
         "unserved": [_unserved(entity) for entity in _first(app, "unserved:")],
         "poisoned": [_poisoned(entity) for entity in _first(app, "poison:")],
     }
     return 200, document
+
+
+def _left(row: str, config: Config) -> bool:
+    """Whether this row records a pool that has left the pool file."""
+    return row.startswith("pool:") and all(pool.name != row.removeprefix("pool:") for pool in config.pools)
+
+
+def _shown(pool: PoolConfig, config: Config, snapshot: Snapshot) -> bool:
+    """Pools of the file always; one that has left it as long as it has VMs or jobs."""
+    return pool in config.pools or bool(snapshot.runners or snapshot.jobs or snapshot.facts)
 
 
 def _first(app: Mapping[str, Entity], prefix: str) -> list[Entity]:

@@ -27,6 +27,8 @@ def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]
 
 
 def _services(gathered: Gathered) -> Iterable[Alert]:
+    if "agents" in gathered.trouble:
+        yield Alert("silence", "network", "no agent answers any more", f"{gathered.trouble['agents']}\nNothing is deleted for it.")
     for service, error in gathered.misconfigured.items():
         area = error.area
         yield Alert(f"service-{service}", area, f"{service} refuses runnerpool", f"{error}\nNothing is deleted meanwhile.")
@@ -73,7 +75,15 @@ def _busy(snapshot: Snapshot, job: Job) -> bool:
     return runner is not None and runner.state is RunnerState.BUSY
 
 
-def changed(found: Iterable[Alert], told: Mapping[str, str]) -> tuple[list[Alert], list[str]]:
-    """The alerts to send now, and the ids of those that are over. `told` maps the ids already told to their titles."""
+def changed(found: Iterable[Alert], told: Mapping[str, str], unread: Iterable[str] = ()) -> tuple[list[Alert], list[str]]:
+    """The alerts to send now, and the ids of those that are over. `told` maps the ids already told to their titles; what
+    begins with one of `unread` could not be looked at in this pass, and so is not over."""
     current = {alert.id: alert for alert in found}
-    return [alert for alert in current.values() if alert.id not in told], [gone for gone in told if gone not in current]
+    over = [gone for gone in told if gone not in current and not gone.startswith(tuple(unread))]
+    return [alert for alert in current.values() if alert.id not in told], over
+
+
+def unread(gathered: Gathered) -> list[str]:
+    """The beginnings of the alert ids about which this pass knows nothing."""
+    agents = ["agents-"] if gathered.nics is None or "agents" in gathered.trouble else []
+    return agents + [f"service-{service}" for service in gathered.trouble if service not in gathered.misconfigured]
