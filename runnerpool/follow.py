@@ -37,7 +37,9 @@ class Follow:
     async def run(self, gathering: Gathering, pools: Collection[str], begun: datetime) -> None:
         """`gathering` is that of the tick: its adapters serve, its witnesses do not."""
         end = min(begun + SPAN, gathering.deadline)
-        watched = set(pools)
+        # What comes up after the tick's own reading has a wake-up of its own.
+        read = gathering.gathered.pools
+        watched = {pool for pool in pools if pool in read and has_demand(read[pool])}
         while watched and self.clock() + PAUSE < end:
             await asyncio.sleep(PAUSE.total_seconds())
             watched = await self._look(gathering, watched)
@@ -58,6 +60,11 @@ class Follow:
             except Exception:
                 log.exception("pool %s: a look at its booting VMs failed, the next tick goes on", pool)
         return set(awaited)
+
+
+def has_demand(snapshot: Snapshot) -> bool:
+    """Whether a job waits, or a fact may be about one that does."""
+    return bool(snapshot.facts) or any(job.wants_runner for job in snapshot.jobs.values())
 
 
 def awaits_boot(snapshot: Snapshot) -> bool:

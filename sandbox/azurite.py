@@ -39,7 +39,8 @@ _LISTENING = re.compile(r"Azurite (Blob|Queue|Table) service is successfully lis
 
 
 class Azurite:
-    """One Azurite on free ports, or on the ports given. Keeps its data in `folder`, or in its memory where there is none."""
+    """One Azurite on free ports, or on the ports given; started again it takes the same ones. Keeps its data in `folder`, or in
+    its memory where there is none."""
 
     def __init__(self, *, folder: Path | None = None, blob_port: int = 0, queue_port: int = 0, table_port: int = 0) -> None:
         self._folder = folder
@@ -136,6 +137,7 @@ class Azurite:
                 self._output.append(line.rstrip())
                 if match := _LISTENING.match(line):
                     self._addresses[match[1]] = match[2]
+                    self._ports[match[1]] = int(match[2].rpartition(":")[2])
                     if len(self._addresses) == len(self._ports):
                         self._settled.set()
         self._settled.set()

@@ -31,3 +31,8 @@ def scaled(seconds: float, env: Mapping[str, str]) -> float:
     if not separator:
         raise ValueError(f"SANDBOX_CLOCK is {setting!r}; it reads <unix seconds of origin>:<rate>, as in 1750000000:60")
     return origin + (seconds - origin) * rate
+
+
+def rate(env: Mapping[str, str]) -> float:
+    """How many times as fast as the real clock it runs."""
+    return scaled(1.0, env) - scaled(0.0, env)

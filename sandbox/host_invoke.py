@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import inspect
 import json
 import re
@@ -16,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 import azure.functions as func
-from azure.core.exceptions import ResourceNotFoundError
+from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from azure.data.tables.aio import TableServiceClient
 from azure.functions.meta import Datum
 from azure.storage.queue.aio import QueueClient
@@ -113,7 +114,8 @@ async def send(queue: QueueClient, content: str) -> None:
     try:
         await queue.send_message(content)
     except ResourceNotFoundError:
-        await queue.create_queue()
+        with contextlib.suppress(ResourceExistsError):  # another invocation was quicker
+            await queue.create_queue()
         await queue.send_message(content)
 
 

@@ -7,6 +7,7 @@ import base64
 import binascii
 import logging
 import math
+from asyncio import sleep as real_sleep  # bound here, before the app's own is hastened
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ class QueueListener:
     """Feeds one queue's messages to one function.
 
     `call` runs the function on an `azure.functions.QueueMessage`; what it raises fails the message. `rate` is how many times as
-    fast as real time the app's clock runs: every interval here shrinks by it.
+    fast as real time the app's clock runs: every interval here shrinks by it, but no poll follows another at once.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class QueueListener:
                     pause = SHORTEST_POLL
                     await self._room()
                 else:
-                    await asyncio.sleep(pause / self._rate)
+                    await real_sleep(max(pause / self._rate, SHORTEST_POLL))
                     pause = min(pause * 2, self._settings.max_polling_interval)
         finally:
             for task in self._running:
@@ -136,7 +137,7 @@ class QueueListener:
 
     async def _renew(self, held: _Held) -> None:
         while True:
-            await asyncio.sleep(HIDDEN / 2 / self._rate)
+            await real_sleep(HIDDEN / 2 / self._rate)
             await self._settle(held.give_back(self._visibility(HIDDEN)))
 
     async def _settle(self, change: Awaitable[None]) -> None:

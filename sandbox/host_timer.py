@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from asyncio import sleep as real_sleep  # bound here, before the app's own is hastened
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -40,7 +40,7 @@ async def run_timer(
     while True:
         remaining = (due - now()).total_seconds() / rate
         if remaining > 0:
-            await asyncio.sleep(remaining)
+            await real_sleep(remaining)
             continue
         try:
             await call(timer_request(past_due=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -38,11 +39,12 @@ NOT_OURS = (
 
 class Stack:
     """Starts in order, stops in reverse. `folder` takes the VMs' disks; `boot_seconds` pass before a VM's agent answers.
+    `storage` is an Azurite of the caller's choice, which is started and stopped here.
 
     The organisation's repositories are `config.github.owner`/backend and /website.
     """
 
-    def __init__(self, *, folder: Path, pool_file: Path, boot_seconds: float = 0.0) -> None:
+    def __init__(self, *, folder: Path, pool_file: Path, boot_seconds: float = 0.0, storage: Azurite | None = None) -> None:
         self.pool_file = pool_file
         self.config: Config = load_config(pool_file)
         self.repositories = [f"{self.config.github.owner}/{name}" for name in ("backend", "website")]
@@ -66,8 +68,13 @@ class Stack:
         self._github_token = secrets.token_hex(16)
         self._webhook_secret = secrets.token_hex(16)
         self._agent_key = secrets.token_hex(32)
-        self.github = GitHubSandbox(owner=self.config.github.owner, repositories=self.repositories, tokens=[self._github_token])
-        self._azurite = Azurite()
+        self.github = GitHubSandbox(
+            owner=self.config.github.owner,
+            repositories=self.repositories,
+            tokens=[self._github_token],
+            hook_on="repo" if self.config.github.scope == "repo" else "org",
+        )
+        self._azurite = storage or Azurite()
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
@@ -117,3 +124,10 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """The same for a host that we start: what else the app would read from our own environment counts as unset."""
         return {**dict.fromkeys(NOT_OURS, ""), **self.settings}
+
+
+def write_local_settings(file: Path, stack: Stack) -> None:
+    """Raises FileExistsError where the file holds settings that no sandbox wrote."""
+    if file.exists() and "http://127.0.0.1:" not in json.loads(file.read_text()).get("Values", {}).get("ARM_ENDPOINT", ""):
+        raise FileExistsError(f"{file.name} holds other settings than the sandbox's: move it away first")
+    file.write_text(json.dumps({"IsEncrypted": False, "Values": dict(stack.settings)}, indent=2) + "\n")
