@@ -1,4 +1,4 @@
-# make demo [JOBS=n] [KEEP=1]   the main job from end to end, on this machine alone
+# make demo [JOBS=n] [KEEP=1] [FAULTS=1]   the main job from end to end, on this machine alone
 # make sandbox                  Azurite and the sandbox in the foreground, for `func start`
 # make test [T=tests/test_x.py] every test, or some
 # make lint                     ruff and mypy
@@ -21,7 +21,7 @@ NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json
 setup: .venv/ready $(NODE_MODULES)
 
 demo: .venv/ready sandbox/node_modules/.package-lock.json
-	@exec $(BIN)/python -m sandbox.demo --jobs $(JOBS) $(if $(KEEP),--keep)
+	@exec $(BIN)/python -m sandbox.demo --jobs $(JOBS) $(if $(KEEP),--keep) $(if $(FAULTS),--faults)
 
 sandbox: .venv/ready sandbox/node_modules/.package-lock.json
 	@exec $(BIN)/python -m sandbox
@@ -43,7 +43,7 @@ lock: .venv/ready
 LOCK := --quiet --universal --upgrade --annotation-style line --custom-compile-command "make lock"
 
 clean:
-	rm -rf .venv .demo sandbox/node_modules tests/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis local.settings.json
+	rm -rf .venv .cache .demo sandbox/node_modules tests/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis local.settings.json
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Azurite wants Node.js 22. Where the machine has none, PyPI's wheel of it serves.

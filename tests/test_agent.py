@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -275,22 +279,56 @@ async def test_a_full_disk_silences_nobody(vm: Vm, github: TinyGitHub, monkeypat
     assert (machine.status()["phase"], github.sessions) == ("exited", [])
 
 
-async def test_an_eviction_that_azure_announces_shows_in_the_status(machine: Vm) -> None:
+@asynccontextmanager
+async def metadata(*answers: web.Response) -> AsyncIterator[str]:
+    """The address of a service that gives these answers, and then the last one again."""
+    left = list(answers)
+
     async def events(request: web.Request) -> web.Response:
         assert request.headers["Metadata"] == "true"
-        event = {"EventType": "Preempt", "Resources": ["hw-linux-a"], "NotBefore": "Mon, 19 Sep 2016 18:29:47 GMT"}
-        return web.json_response({"DocumentIncarnation": 1, "Events": [{"EventType": "Reboot"}, event]})
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
 
     app = web.Application()
     app.router.add_get("/events", events)
     server = web.AppRunner(app)
     await server.setup()
     await web.TCPSite(server, "127.0.0.1", 0).start()
-    config = json.loads((machine.root / agent.CONFIG).read_text())
-    address = f"http://127.0.0.1:{server.addresses[0][1]}/events"
-    machine.put(agent.CONFIG, json.dumps(config | {"scheduled_events": address}))
     try:
-        await machine.start()
-        await machine.until(eviction_at="2016-09-19T18:29:47.000Z")
+        yield f"http://127.0.0.1:{server.addresses[0][1]}/events"
     finally:
         await server.cleanup()
+
+
+def announced(*events: dict[str, Any]) -> web.Response:
+    return web.json_response({"DocumentIncarnation": 1, "Events": list(events)})
+
+
+async def test_an_eviction_that_azure_announces_shows_in_the_status(machine: Vm) -> None:
+    preempt = {"EventType": "Preempt", "Resources": ["hw-linux-a"], "NotBefore": "Mon, 19 Sep 2016 18:29:47 GMT"}
+    async with metadata(announced({"EventType": "Reboot"}, preempt)) as address:
+        config = json.loads((machine.root / agent.CONFIG).read_text())
+        machine.put(agent.CONFIG, json.dumps(config | {"scheduled_events": address}))
+        await machine.start()
+        await machine.until(eviction_at="2016-09-19T18:29:47.000Z")
+
+
+async def test_the_watch_for_evictions_outlives_whatever_the_service_answers(
+    machine: Vm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def no_sleep(_: float) -> None:
+        if one.eviction_at:
+            raise Enough
+
+    one = agent.Agent(machine.root)
+    monkeypatch.setattr("runnerpool.vm.agent.time.sleep", no_sleep)
+    nonsense = [web.Response(status=503), web.Response(text="<html>"), web.json_response([]), web.json_response({"Events": None})]
+    begun = {"EventType": "Preempt", "NotBefore": ""}
+    async with metadata(*nonsense, announced(), announced({"EventType": "Preempt", "NotBefore": "soon"}), announced(begun)) as url:
+        with pytest.raises(Enough):
+            await asyncio.to_thread(agent.watch_evictions, one, url)
+    assert one.eviction_at is not None
+    assert capsys.readouterr().err.count("scheduled events: ") == len(nonsense) + 1

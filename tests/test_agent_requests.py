@@ -138,3 +138,22 @@ async def test_clients_that_vanish_do_no_harm(vm: Vm) -> None:
         writer.write(request)
         writer.transport.abort()
     assert (await vm.status())["phase"] == "waiting"
+
+
+async def test_a_failure_inside_is_answered_and_logged_by_its_kind_and_place_only(
+    machine: Vm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: agent.Agent, runner_id: int, jit_config: str) -> int:
+        raise ValueError(f"{runner_id} and {jit_config} are no good")
+
+    machine.ready()
+    monkeypatch.setattr(agent.Agent, "start", fail)
+    body = b'{"runner_id": 7, "jit_config": "c2VjcmV0"}'
+    answer = agent.Server(agent.Agent(machine.root)).answer(
+        head("POST /runner/start HTTP/1.1", KEY, f"Content-Length: {len(body)}") + body
+    )
+    assert answer is not None
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    told = answer.decode() + "".join(capsys.readouterr())
+    assert "ValueError" in told
+    assert "c2VjcmV0" not in told

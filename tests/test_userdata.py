@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import shlex
-import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from runnerpool.config import PoolConfig
 from runnerpool.ports import JitConfig, RunnerPackage
@@ -24,6 +26,7 @@ from sandbox.vms import files_of
 
 PACKAGE = RunnerPackage("2.330.0", "https://github.com/actions/runner/releases/download/v2.330.0/runner-x64.tar.gz", "ab" * 32)
 TOKEN = agent_token("a key", "hw-linux-abc")
+ROOT = Path(__file__).parents[1]
 
 
 def pool(**vm: Any) -> PoolConfig:
@@ -158,19 +161,91 @@ def test_the_bootstrap_knows_the_same_user_directory_and_files() -> None:
     subprocess.run(["bash", "-n", str(here / "bootstrap.sh")], check=True)
 
 
-@pytest.mark.skipif(shutil.which("cloud-init") is None, reason="cloud-init is not installed")
-def test_cloud_init_itself_accepts_the_document(tmp_path: Path) -> None:
-    document = tmp_path / "user-data"
-    document.write_text(rendered(pool(), jit=JitConfig(7, "c2VjcmV0")))
-    checked = subprocess.run(["cloud-init", "schema", "--config-file", str(document)], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+# ---------------------------------------------------------------------------------------------- Windows
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_accepts_the_unit() -> None:
-    unit = Path(agent.__file__).with_name("runnerpool-agent.service")
-    checked = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert (checked.returncode, checked.stderr) == (0, "")
+GALLERY_IMAGE = "/subscriptions/s/resourceGroups/hw-rg/providers/Microsoft.Compute/galleries/hw_gallery/images/runner-windows"
+
+
+def windows(jit: JitConfig | None = None, package: RunnerPackage | None = PACKAGE, **vm: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(rendered(pool(os="windows", image=GALLERY_IMAGE, **vm), package=package, jit=jit))
+    document["files"] = {path: gzip.decompress(base64.b64decode(content)) for path, content in document["files"].items()}
+    return document
+
+
+def test_windows_gets_json_with_the_same_agent_in_the_same_places(tmp_path: Path) -> None:
+    script = tmp_path / "setup.ps1"
+    script.write_text("exit 0\r\n")
+    here, document = Path(agent.__file__).parent, windows(JitConfig(7, "c2VjcmV0"), setup_script=str(script))
+    assert document["files"]["opt/runnerpool/agent.py"] == (here / "agent.py").read_bytes()
+    assert document["files"]["opt/runnerpool/agent_windows.py"] == (here / "agent_windows.py").read_bytes()
+    assert document["files"]["opt/runnerpool/setup.ps1"] == b"exit 0\r\n"
+    assert json.loads(document["files"][agent.BIRTH]) == {"runner_id": 7, "jit_config": "c2VjcmV0"}
+    own = json.loads(document["files"][agent.CONFIG])
+    assert (own["name"], own["token"], own["user"], own["port"]) == ("hw-linux-abc", TOKEN, "", AGENT_PORT)
+    assert document["runner"] == {"version": PACKAGE.version, "url": PACKAGE.url, "sha256": PACKAGE.sha256}
+    assert windows(package=None)["runner"]["url"] == ""
+    assert windows()["environment"] == {}
+
+
+def test_the_start_up_task_reads_every_file_that_windows_is_given() -> None:
+    task = (ROOT / "infra/image/windows/start.ps1").read_text().replace("\\", "/")
+    for path in windows()["files"]:
+        assert path in task or Path(path).name in (Path(agent.CONFIG).name, Path(agent.BIRTH).name, "agent.py"), path
+    assert f"LocalPort {AGENT_PORT}" in task
+    assert f"/{Path(agent.READY).parent}" in task
+    assert f"/{agent.SETUP_LOG}" in task
+
+
+def test_a_proxys_authorities_are_found_where_windows_puts_them(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("-----BEGIN CERTIFICATE-----\n")
+    environment = windows(proxy={"ca_bundle": str(bundle)})["environment"]
+    assert environment == {"NODE_EXTRA_CA_CERTS": "C:/runnerpool/etc/runnerpool/authorities.pem"}
+
+
+@pytest.mark.parametrize(
+    ("vm", "words"),
+    [
+        ({"image": "MicrosoftWindowsServer:WindowsServer:2022-datacenter:latest"}, "gallery image that has our start-up task"),
+        ({"image": GALLERY_IMAGE.replace("galleries/hw_gallery/", "")}, "gallery image that has our start-up task"),
+        ({}, "gallery image that has our start-up task"),  # the default is Ubuntu's
+        ({"image": GALLERY_IMAGE, "job_sudo": False}, "cannot be refused on windows"),
+    ],
+)
+def test_windows_is_refused_where_the_preview_could_not_work(vm: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        pool(os="windows", **vm)
+
+
+WINDOWS_AGENT = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+import agent, agent_windows
+from pathlib import Path
+assert ctypes.sizeof(agent_windows.MemoryStatus) == 64
+assert agent.memory is agent_windows.memory and agent.process is agent_windows.process
+agent.process = lambda pid: (pid, 1)  # these three ask Windows itself
+agent.worker_runs = lambda session: False
+agent.memory = lambda: {"total": 2, "free": 1}
+machine = agent.Agent(Path(sys.argv[2]))
+(machine.root / agent.MARKS / "job-started.ps1").touch()
+machine.observe()
+assert machine.state["job_seen"]
+assert machine.identity()["env"]["ACTIONS_RUNNER_HOOK_JOB_STARTED"].endswith("job-started.ps1")
+assert machine.status()["memory"] == {"total": 2, "free": 1}
+"""
+
+
+def test_the_windows_agent_is_the_same_one_with_other_answers(tmp_path: Path) -> None:
+    for path, content in windows()["files"].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    command = [sys.executable, "-S", "-c", WINDOWS_AGENT, str(tmp_path / "opt/runnerpool"), str(tmp_path)]
+    subprocess.run(command, check=True)
+
+
+# ---------------------------------------------------------------------------------------------- tokens
 
 
 def test_a_token_opens_one_machine_only() -> None:

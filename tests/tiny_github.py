@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,15 +56,15 @@ class TinyGitHub:
 
 
 @asynccontextmanager
-async def tiny_github() -> AsyncIterator[TinyGitHub]:
+async def tiny_github(listener: socket.socket | None = None) -> AsyncIterator[TinyGitHub]:
+    """On a port of its own, or on a socket that listens in another network namespace."""
     github, app = TinyGitHub(), web.Application()
     app.router.add_post("/_runner/session", github.session)
     app.router.add_get("/_runner/message", github.message)
     app.router.add_post("/_runner/jobs/{job}/finished", github.finish)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await (web.SockSite(runner, listener) if listener else web.TCPSite(runner, "127.0.0.1", 0)).start()
     host, port = runner.addresses[0][:2]
     github.url = f"http://{host}:{port}"
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
-import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,13 +42,15 @@ PATIENCE = 5.0  # seconds that one connection may take, from its first byte to i
 TICK = 0.5  # seconds between two looks at the runner
 
 # A failing hook would fail the job: this one cannot. The mark has the name of its hook.
+STARTED, COMPLETED = "job-started.sh", "job-completed.sh"
 HOOK = """#!/bin/sh
 printf '' > "${0%/*}/../marks/${0##*/}" || true
 """
 # Nothing runs before the agent has written down which process it is: the shell waits for the configuration on its pipe, and
 # ends when the agent dies before sending it; `exec` keeps process id and start time. There is no --disableupdate: run.sh
 # knows no such option, and GitHub puts DisableUpdate into every just-in-time configuration.
-LAUNCH = "IFS= read -r ACTIONS_RUNNER_INPUT_JITCONFIG && export ACTIONS_RUNNER_INPUT_JITCONFIG && exec ./run.sh < /dev/null"
+RUN = "IFS= read -r ACTIONS_RUNNER_INPUT_JITCONFIG && export ACTIONS_RUNNER_INPUT_JITCONFIG && exec ./run.sh < /dev/null"
+LAUNCH = ["sh", "-c", RUN]
 
 
 class Refusal(Exception):
@@ -98,6 +100,12 @@ def worker_runs(session: int | None) -> bool:
     return session is not None and any(b"Runner.Worker" in proc(pid, "cmdline") for pid in members)
 
 
+def memory() -> dict[str, int]:
+    """In bytes; `free` is what could be had without swapping."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {key: int(lines[name].split()[0]) * 1024 for key, name in (("total", "MemTotal"), ("free", "MemAvailable"))}
+
+
 class Agent:
     """What is known about this VM, and the rules for starting its runner. For one thread at a time: see Server.lock."""
 
@@ -109,9 +117,9 @@ class Agent:
         self.child: subprocess.Popen[bytes] | None = None
         for file in (root / HOOKS / "*", root / MARKS / "*", root / RUNNER_LOG):
             file.parent.mkdir(parents=True, exist_ok=True)
-        for hook in (root / HOOKS / "job-started.sh", root / HOOKS / "job-completed.sh"):
-            if not hook.exists():
-                write(hook, HOOK, 0o755)
+        for hook in (STARTED, COMPLETED):
+            if not (root / HOOKS / hook).exists():
+                write(root / HOOKS / hook, HOOK, 0o755)
         self.saved = read(root / STATE)
         self.state: dict[str, Any] = {"binding": None, "pid": None, "session": None, "start": None, "exit_code": None}
         self.state |= {"job_seen": False, "phase": None, "phases": {}} | json.loads(self.saved or "{}")
@@ -145,14 +153,14 @@ class Agent:
 
     def observe(self, *, worker: bool = False) -> None:
         """Brings the state up to date with processes and files. A worker too quick to be seen leaves its log behind."""
-        if worker or self.marked("job-started.sh") or any((self.directory / "_diag").glob("Worker_*")):
+        if worker or self.marked(STARTED) or any((self.directory / "_diag").glob("Worker_*")):
             self.state["job_seen"] = True
         phase = self.phase()
         if phase != self.state["phase"]:
-            since = self.marked("job-started.sh") if phase == "busy" else None
+            since = self.marked(STARTED) if phase == "busy" else None
             self.state["phase"] = phase
             self.state["phases"][phase] = stamp(since or time.time())
-        if completed := self.marked("job-completed.sh"):
+        if completed := self.marked(COMPLETED):
             self.state["phases"]["completed"] = stamp(completed)
         try:
             self.save()
@@ -160,29 +168,22 @@ class Agent:
             note(f"the state could not be saved: {error}")
 
     def save(self) -> None:
-        text = json.dumps(self.state)
-        if text != self.saved:
+        if (text := json.dumps(self.state)) != self.saved:
             write(self.root / STATE, text, 0o600)
             self.saved = text
 
     def status(self) -> dict[str, Any]:
         worker = worker_runs(self.state["session"])
         self.observe(worker=worker)
-        disk = os.statvfs(self.root)
-        memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return {
             "name": self.config["name"],
-            "phase": self.state["phase"],
+            **{key: self.state[key] for key in ("phase", "phases", "job_seen", "binding", "exit_code")},
             "since": self.state["phases"][self.state["phase"]],
-            "phases": self.state["phases"],
             "worker": worker,
-            "job_seen": self.state["job_seen"],
-            "binding": self.state["binding"],
-            "exit_code": self.state["exit_code"],
             "runner_version": read(self.root / READY, 100).strip(),
             "eviction_at": self.eviction_at,
-            "disk": {"total": disk.f_blocks * disk.f_frsize, "free": disk.f_bavail * disk.f_frsize},
-            "memory": {key: int(memory[name].split()[0]) * 1024 for key, name in (("total", "MemTotal"), ("free", "MemAvailable"))},
+            "disk": shutil.disk_usage(self.root)._asdict(),
+            "memory": memory(),
             "log": read(self.root / SETUP_LOG, 8 * 1024).splitlines()[-50:],
         }
 
@@ -214,7 +215,7 @@ class Agent:
         try:
             with (self.root / RUNNER_LOG).open("wb") as log:
                 who = self.identity() | {"cwd": self.directory}
-                self.child = subprocess.Popen(["sh", "-c", LAUNCH], stdin=subprocess.PIPE, stdout=log, stderr=log, **who)
+                self.child = subprocess.Popen(LAUNCH, stdin=subprocess.PIPE, stdout=log, stderr=log, **who)
             session, start = process(self.child.pid) or (None, None)
             self.state |= {"pid": self.child.pid, "session": session, "start": start, "exit_code": None}
             self.save()
@@ -229,17 +230,17 @@ class Agent:
 
     def identity(self) -> dict[str, Any]:
         """The runner's environment and user. Raises KeyError where that user does not exist."""
-        environment = dict(os.environ) | {
-            "ACTIONS_RUNNER_HOOK_JOB_STARTED": str(self.root / HOOKS / "job-started.sh"),
-            "ACTIONS_RUNNER_HOOK_JOB_COMPLETED": str(self.root / HOOKS / "job-completed.sh"),
-        }
+        hooks = {"STARTED": str(self.root / HOOKS / STARTED), "COMPLETED": str(self.root / HOOKS / COMPLETED)}
+        environment = os.environ | {f"ACTIONS_RUNNER_HOOK_JOB_{when}": hook for when, hook in hooks.items()}
         if not (user := self.config["user"]):  # the runner runs as the agent does
             return {"env": environment}
+        import pwd  # which Windows has not
+
         entry = pwd.getpwnam(user)
         os.chown(self.root / MARKS, entry.pw_uid, entry.pw_gid)
         environment |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user}
-        identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
-        return {"env": environment, **identity}
+        groups = os.getgrouplist(user, entry.pw_gid)
+        return {"env": environment, "user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
 
 
 class Server:
@@ -259,11 +260,10 @@ class Server:
                 peer, _ = listener.accept()
             except (TimeoutError, ConnectionAbortedError):
                 continue
-            with self.lock:
+            with self.lock, suppress(OSError):
                 self.clients.append(peer)
-                if len(self.clients) > CONNECTIONS:
-                    with suppress(OSError):  # its thread closes it; from here on it only reads an end
-                        self.clients.pop(0).shutdown(socket.SHUT_RDWR)
+                if len(self.clients) > CONNECTIONS:  # its thread closes it; from here on it only reads an end
+                    self.clients.pop(0).shutdown(socket.SHUT_RDWR)
             threading.Thread(target=self.converse, args=(peer,), daemon=True).start()
 
     def converse(self, peer: socket.socket) -> None:
@@ -321,8 +321,7 @@ class Server:
         if method == "POST" and len(body) < (length := body_length(headers)):
             return None
         with self.lock:
-            code = self.agent.start(*parse_start(body[:length])) if method == "POST" else 200
-            return code, self.agent.status()
+            return self.agent.start(*parse_start(body[:length])) if method == "POST" else 200, self.agent.status()
 
 
 def parse_head(head: str) -> tuple[str, str, dict[str, str]]:

@@ -12,7 +12,8 @@ state=/var/lib/runnerpool
 log=/var/log/runnerpool/setup.log
 
 step() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*"; }
-trap 'step "the set-up failed in line $LINENO: $BASH_COMMAND"' ERR
+failed() { step "the set-up failed in line $1: ${2%%$'\n'*}"; }
+trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
 
 # What a command says is of interest only when it fails, and then its end: the log's tail has 50 lines.
 quietly() {
@@ -241,8 +242,10 @@ fi
 install -d -m 0755 "$state" "${log%/*}"
 exec >>"$log" 2>&1 </dev/null
 # RUNNER_VERSION, RUNNER_URL (empty: the image has the runner), RUNNER_SHA256 (empty: pinned), JOB_SUDO (true or false)
+# shellcheck source=/dev/null
 . /etc/runnerpool/bootstrap.env
 set -a
+# shellcheck source=/dev/null
 . /etc/runnerpool/environment
 set +a
 

@@ -1,4 +1,8 @@
-"""The user-data of a runner VM: `cloud-init.yaml` with the agent, the bootstrap and what this one VM has to know."""
+"""The user-data of a runner VM: the agent, the bootstrap and what this one VM has to know.
+
+For Linux it is `cloud-init.yaml`, filled in. Windows has no cloud-init, and runs nothing of what it is given: there it is JSON for
+the start-up task that the image brings (infra/image/windows/start.ps1).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from runnerpool.config import PoolConfig, Proxy
+from runnerpool.config import PoolConfig
 from runnerpool.ports import JitConfig, RunnerPackage
 from runnerpool.vm import AGENT_PORT
+from runnerpool.vm_config import Proxy, VmConfig
 
 LARGEST = 64 * 1024 - 1
 """Bytes of user-data that Azure takes, before base64."""
@@ -33,41 +38,66 @@ class UserDataTooLarge(ValueError):
 
 
 def render(*, pool: PoolConfig, name: str, agent_token: str, package: RunnerPackage | None, jit: JitConfig | None) -> str:
-    """The `#cloud-config` text of one VM. Without a `package` the image must have the runner; with a `jit` the VM registers
+    """The text for one VM. Without a `package` the image must have the runner; with a `jit` the VM registers
     by itself once it is set up. Reads the files that the pool names (OSError), and raises UserDataTooLarge."""
     vm = pool.vm
-    settings = {
-        "RUNNER_VERSION": package.version if package else "",
-        "RUNNER_URL": package.url if package else "",
-        "RUNNER_SHA256": package.sha256 if package else "",
-        "JOB_SUDO": "true" if vm.job_sudo else "false",
-    }
     config = {
         "name": name,
         "token": agent_token,
         "address": "",  # its own private one, which nobody knows yet
         "port": AGENT_PORT,
-        "user": RUNNER_USER,
+        "user": RUNNER_USER if vm.os == "linux" else "",
         "runner_directory": RUNNER_DIRECTORY,
         "scheduled_events": "" if vm.priority == "regular" else SCHEDULED_EVENTS,
     }
-    text = _template().substitute(
-        agent=_part("agent.py"),
-        bootstrap=_part("bootstrap.sh"),
-        unit=_part("runnerpool-agent.service"),
-        setup=_packed(_file(vm.setup_script)),
-        authorities=_packed(_file(vm.proxy.ca_bundle)),
-        config=_encoded(json.dumps(config).encode()),
-        jit=_encoded(json.dumps({"runner_id": jit.runner_id, "jit_config": jit.encoded}).encode() if jit else b""),
-        settings=_encoded(_assignments(settings)),
-        environment=_encoded(_assignments(_environment(vm.proxy))),
-    )
+    own = json.dumps(config).encode()
+    birth = json.dumps({"runner_id": jit.runner_id, "jit_config": jit.encoded}).encode() if jit else b""
+    text = (_linux if vm.os == "linux" else _windows)(vm, package or RunnerPackage("", "", ""), own, birth)
     if len(text) > LARGEST:
         raise UserDataTooLarge(
             f"the user-data of pool {pool.name} has {len(text)} bytes and may have {LARGEST}: setup_script (or ca_bundle) is too "
             "long; let it download its larger part"
         )
     return text
+
+
+def _linux(vm: VmConfig, package: RunnerPackage, config: bytes, birth: bytes) -> str:
+    settings = {
+        "RUNNER_VERSION": package.version,
+        "RUNNER_URL": package.url,
+        "RUNNER_SHA256": package.sha256,
+        "JOB_SUDO": "true" if vm.job_sudo else "false",
+    }
+    return _template().substitute(
+        agent=_part("agent.py"),
+        bootstrap=_part("bootstrap.sh"),
+        unit=_part("runnerpool-agent.service"),
+        setup=_packed(_file(vm.setup_script)),
+        authorities=_packed(_file(vm.proxy.ca_bundle)),
+        config=_encoded(config),
+        jit=_encoded(birth),
+        settings=_encoded(_assignments(settings)),
+        environment=_encoded(_assignments(_environment(vm.proxy))),
+    )
+
+
+def _windows(vm: VmConfig, package: RunnerPackage, config: bytes, birth: bytes) -> str:
+    """Files (packed) by their paths under C:\\runnerpool, which are those of Linux, and what else its bootstrap would be told."""
+    files = {
+        "opt/runnerpool/agent.py": _part("agent.py"),
+        "opt/runnerpool/agent_windows.py": _part("agent_windows.py"),
+        "opt/runnerpool/setup.ps1": _packed(_file(vm.setup_script)),
+        AUTHORITIES.lstrip("/"): _packed(_file(vm.proxy.ca_bundle)),
+        "etc/runnerpool/agent.json": _packed(config),
+        "etc/runnerpool/jit.json": _packed(birth),
+    }
+    environment = _environment(vm.proxy)
+    if vm.proxy.ca_bundle:
+        environment["NODE_EXTRA_CA_CERTS"] = f"C:/runnerpool{AUTHORITIES}"
+    runner = {"version": package.version, "url": package.url, "sha256": package.sha256}
+    return json.dumps(
+        {"files": {path: json.loads(text) for path, text in files.items()}, "environment": environment, "runner": runner}
+    )
 
 
 def _environment(proxy: Proxy) -> dict[str, str]:
