@@ -7,7 +7,8 @@ import html
 import logging
 import smtplib
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
 from typing import Any
@@ -65,8 +66,26 @@ class MailAndWebhook:
         if refused:
             log.warning("alert %s: the mail server refused %s", alert.id, ", ".join(sorted(refused)))
 
+    async def greet(self) -> None:
+        """Comes as far as sending a mail would, and sends none. Raises RetryLater, saying at what it failed."""
+        try:
+            async with asyncio.timeout(MAIL_SECONDS):
+                await asyncio.to_thread(self._greet)
+        except OSError as error:
+            raise RetryLater(f"{type(error).__name__}: {error}") from error
+
+    def _greet(self) -> None:
+        with self._session() as server:
+            server.noop()
+
     def _deliver(self, message: EmailMessage) -> dict[str, Any]:
         """Returns the recipients that the server refused, if it took at least one."""
+        with self._session() as server:
+            return server.send_message(message)
+
+    @contextmanager
+    def _session(self) -> Iterator[smtplib.SMTP]:
+        """Connected, encrypted and logged in, as the settings ask."""
         settings = self._settings
         tls = self._tls or ssl.create_default_context()
         with self._connect(tls) as server:
@@ -74,7 +93,7 @@ class MailAndWebhook:
                 server.starttls(context=tls)  # raises where the server offers none: nothing then goes out in the clear
             if settings.smtp_username:
                 server.login(settings.smtp_username, settings.smtp_password)
-            return server.send_message(message)
+            yield server
 
     def _connect(self, tls: ssl.SSLContext) -> smtplib.SMTP:
         host, port = self._settings.smtp_host, self._settings.smtp_port

@@ -110,6 +110,11 @@ def client_options(endpoint: str, credential: AsyncTokenCredential | None) -> di
     }
 
 
+def word(value: object) -> str:
+    """What Azure wrote where the SDK has an enum, whose own `str` is another text; "" for nothing."""
+    return str(getattr(value, "value", value) or "")
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 

@@ -62,6 +62,19 @@ class AzureTable:
         with contextlib.suppress(Conflict):
             await self._send(self._client.create_table(), write=True)
 
+    async def exists(self) -> bool:
+        """Whether the table is there; nothing is made."""
+        try:
+            async for _ in self._client.query_entities("PartitionKey eq ''", results_per_page=1).by_page():
+                break
+        except HttpResponseError as error:
+            if getattr(error, "error_code", None) == "TableNotFound":
+                return False
+            raise _translated(error, self.name, write=False) from error
+        except AzureError as error:
+            raise _translated(error, self.name, write=False) from error
+        return True
+
     async def read(self, partition: str, *, prefix: str = "") -> list[Entity]:
         query = f"PartitionKey eq {_quoted(partition)}"
         if prefix:

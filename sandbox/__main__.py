@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.host import SOURCE
-from sandbox.stack import Stack
+from sandbox.stack import Stack, write_local_settings
 
 PORT = 7071  # where Core Tools serve an app
 LOCAL_SETTINGS = SOURCE / "local.settings.json"
@@ -27,15 +27,9 @@ local.settings.json points the app at it. In other terminals, in this folder:
   look at the app    curl -s -H 'Authorization: Bearer {token}' http://127.0.0.1:{port}/runner/status
   look at GitHub     curl -s {github}/_admin/state
   look at Azure      curl -s {arm}/_admin/state
+  look it all over   .venv/bin/python -m runnerpool doctor
 
 Ctrl-C ends the sandbox with all its VMs, and forgets everything."""
-
-
-def write_local_settings(file: Path, stack: Stack) -> None:
-    """Raises FileExistsError where the file holds settings that no sandbox wrote."""
-    if file.exists() and "http://127.0.0.1:" not in json.loads(file.read_text()).get("Values", {}).get("ARM_ENDPOINT", ""):
-        raise FileExistsError(f"{file.name} holds other settings than the sandbox's: move it away first")
-    file.write_text(json.dumps({"IsEncrypted": False, "Values": dict(stack.settings)}, indent=2) + "\n")
 
 
 async def run() -> None:

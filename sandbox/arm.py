@@ -2,15 +2,18 @@
 
     PUT GET DELETE  …/Microsoft.Compute/virtualMachines/NAME      GET …/virtualMachines
     GET DELETE      …/Microsoft.Network/networkInterfaces/NAME    GET …/networkInterfaces
-    GET             …/virtualNetworks/NAME, …/subnets/NAME, …/networkSecurityGroups/NAME, …/locations/LOCATION/operations/ID
+    GET             …/virtualNetworks/NAME[/usages], …/subnets/NAME, …/networkSecurityGroups/NAME, …/routeTables/NAME
+    GET             …/locations/LOCATION/operations/ID, and what Azure offers: arm_catalog.py
 
 What makes it fail, and what shows its inside (arm_admin.py):
 
     POST GET DELETE /_admin/faults      see arm_faults.py
-    POST            /_admin/settings    {"latency", "boot_delay", "delete_delay" (seconds), "page_size", "quotas": {name: cores}}
+    POST            /_admin/settings    {"latency", "boot_delay", "delete_delay" (seconds), "page_size", "quotas": {name: cores},
+                                        "surroundings": see arm_surroundings.py}
     POST            /_admin/evict       {"name"}: a spot VM is taken away
     GET             /_admin/state       VMs, NICs, a log of what happened when, and the peak of each pool
     GET             /_admin/calls       how often each operation was asked for
+    GET             /_admin/actions     the permissions that these calls took, each with its scope
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from typing import Any
 
 from aiohttp import web
 
-from sandbox import arm_compute, arm_network
+from sandbox import arm_catalog, arm_compute, arm_network
+from sandbox.arm_actions import Asked, asked, linked
 from sandbox.arm_admin import add_admin_routes
 from sandbox.arm_checks import Network, read_body, refusal
 from sandbox.arm_errors import ArmError, throttled
 from sandbox.arm_faults import Faults, TokenBucket
 from sandbox.arm_lifecycle import Lifecycle, Machines
 from sandbox.arm_store import POOL_TAG, Estate
+from sandbox.arm_surroundings import Surroundings
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 Route = tuple[str, str, str, Handler]
@@ -77,8 +82,10 @@ class ArmSandbox:
         self.page_size = page_size
         self.latency = latency
         self.estate = Estate()
+        self.surroundings = Surroundings()
         self.faults = Faults()
         self.calls: Counter[str] = Counter()
+        self.actions: set[Asked] = set()
         self.lifecycle = Lifecycle(estate=self.estate, machines=machines, boot_delay=boot_delay, delete_delay=delete_delay)
         self._buckets = {kind: TokenBucket(size=size, refill=refill) for kind, (size, refill) in {**BUCKETS, **buckets}.items()}
         self._runner: web.AppRunner | None = None
@@ -86,7 +93,7 @@ class ArmSandbox:
     async def start(self, port: int = 0) -> str:
         """Serves on loopback, port 0: any free one. Returns the base URL."""
         app = web.Application(client_max_size=4 * 1024 * 1024)
-        providers = (arm_compute.ComputeProvider(self), arm_network.NetworkProvider(self))
+        providers = (arm_compute.ComputeProvider(self), arm_network.NetworkProvider(self), arm_catalog.CatalogProvider(self))
         for method, path, operation, handler in (route for provider in providers for route in provider.routes()):
             app.router.add_route(method, path, partial(self._serve, operation, handler))
         add_admin_routes(app, self)
@@ -105,6 +112,7 @@ class ArmSandbox:
 
     async def _serve(self, operation: str, handler: Handler, request: web.Request) -> web.Response:
         self.calls[operation] += 1
+        self.actions.add(asked(request.method, request.path))
         identifier = str(uuid.uuid4())
         headers = {"x-ms-request-id": identifier, "x-ms-correlation-request-id": identifier}
         try:
@@ -112,6 +120,8 @@ class ArmSandbox:
             self._check_address(request)
             headers |= self._take_token(KINDS[request.method])
             response = await self._with_faults(operation, handler, request)
+            if operation == "vm.put":
+                self.actions |= linked(read_body(await request.read()), self.scope)
         except ArmError as error:
             response = error.response()
         response.headers.update(headers)
@@ -127,8 +137,7 @@ class ArmSandbox:
         if not version:
             text = "The api-version query parameter (?api-version=) is required for all requests."
             raise ArmError(400, "MissingApiVersionParameter", text)
-        provider = arm_network if "/Microsoft.Network/" in request.path else arm_compute
-        known = provider.API_VERSIONS
+        known = _versions(request.path)
         if version not in known:
             text = f"The api-version '{version}' is invalid. The supported versions are '{','.join(known)}'."
             raise ArmError(400, "InvalidApiVersionParameter", text)
@@ -171,6 +180,16 @@ class ArmSandbox:
             return common | _facts_of_body(read_body(await request.read()))
         vm = self.estate.vms.get(name.lower())
         return common | (vm.facts if vm else {})
+
+
+def _versions(path: str) -> tuple[str, ...]:
+    """The API versions that this resource type has."""
+    if "/Microsoft.Authorization/" in path:
+        return arm_catalog.API_VERSIONS
+    if "/Microsoft.Network/" in path:
+        return arm_network.API_VERSIONS
+    machines = any(part in path for part in ("/virtualMachines", "/operations/"))
+    return arm_compute.API_VERSIONS if machines else arm_catalog.API_VERSIONS
 
 
 def _facts_of_body(body: Mapping[str, Any]) -> dict[str, str]:

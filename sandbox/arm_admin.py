@@ -27,6 +27,10 @@ def add_admin_routes(app: web.Application, arm: ArmSandbox) -> None:
 
     async def change_settings(request: web.Request) -> web.Response:
         wish: dict[str, Any] = await request.json()
+        try:
+            arm.surroundings = arm.surroundings.changed(wish.pop("surroundings", {}))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
         for owner, names in ((arm, ("latency", "page_size", "quotas")), (arm.lifecycle, ("boot_delay", "delete_delay"))):
             for name in names:
                 setattr(owner, name, wish.pop(name, getattr(owner, name)))
@@ -47,6 +51,9 @@ def add_admin_routes(app: web.Application, arm: ArmSandbox) -> None:
     async def show_calls(request: web.Request) -> web.Response:
         return web.json_response(dict(arm.calls))
 
+    async def show_actions(request: web.Request) -> web.Response:
+        return web.json_response([asked._asdict() for asked in sorted(arm.actions)])
+
     app.router.add_post("/_admin/faults", add_fault)
     app.router.add_get("/_admin/faults", list_faults)
     app.router.add_delete("/_admin/faults", clear_faults)
@@ -54,3 +61,4 @@ def add_admin_routes(app: web.Application, arm: ArmSandbox) -> None:
     app.router.add_post("/_admin/evict", evict)
     app.router.add_get("/_admin/state", show_state)
     app.router.add_get("/_admin/calls", show_calls)
+    app.router.add_get("/_admin/actions", show_actions)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from sandbox import arm_network_wire as network_wire
 from sandbox import arm_wire as wire
 from sandbox.arm_errors import ArmError, not_found
 
@@ -27,6 +28,8 @@ class NetworkProvider:
             ("DELETE", network + "/networkInterfaces/{name}", "nic.delete", self._delete_nic),
             ("GET", network + "/networkInterfaces", "nic.list", self._list_nics),
             ("GET", network + "/virtualNetworks/{vnet}", "vnet.get", self._get_vnet),
+            ("GET", network + "/virtualNetworks/{vnet}/usages", "vnet.usages", self._list_usages),
+            ("GET", network + "/routeTables/{name}", "route.get", self._get_route_table),
             ("GET", network + "/virtualNetworks/{vnet}/subnets/{name}", "subnet.get", self._get_subnet),
             ("GET", network + "/networkSecurityGroups/{name}", "nsg.get", self._get_security_group),
         ]
@@ -55,15 +58,26 @@ class NetworkProvider:
         return web.Response(status=200)
 
     async def _get_vnet(self, request: web.Request) -> web.Response:
-        answer = wire.vnet_json(self._arm.network.subnet_id, self._arm.location)
+        answer = network_wire.vnet_json(self._arm.network, self._arm.location, self._arm.surroundings)
         return self._if_named(answer, request.match_info["vnet"], "Microsoft.Network/virtualNetworks")
 
     async def _get_subnet(self, request: web.Request) -> web.Response:
         await self._get_vnet(request)
-        return self._if_named(wire.subnet_json(self._arm.network.subnet_id), request.match_info["name"], request.path)
+        answer = network_wire.subnet_json(self._arm.network, self._arm.surroundings)
+        return self._if_named(answer, request.match_info["name"], request.path)
+
+    async def _list_usages(self, request: web.Request) -> web.Response:
+        await self._get_vnet(request)
+        used = len(self._arm.estate.nics) + self._arm.surroundings.addresses_taken
+        return web.json_response({"value": [network_wire.subnet_usage_json(self._arm.network.subnet_id, used)]})
+
+    async def _get_route_table(self, request: web.Request) -> web.Response:
+        hop = self._arm.surroundings.next_hop
+        answer = network_wire.route_table_json(self._arm.network, self._arm.location, hop) if hop else {"name": ""}
+        return self._if_named(answer, request.match_info["name"], "Microsoft.Network/routeTables")
 
     async def _get_security_group(self, request: web.Request) -> web.Response:
-        answer = wire.security_group_json(self._arm.network.security_group_id, self._arm.location)
+        answer = network_wire.security_group_json(self._arm.network.security_group_id, self._arm.location, self._arm.surroundings)
         return self._if_named(answer, request.match_info["name"], "Microsoft.Network/networkSecurityGroups")
 
     def _if_named(self, answer: Mapping[str, Any], name: str, kind: str) -> web.Response:

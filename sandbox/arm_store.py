@@ -105,7 +105,7 @@ class Estate:
     def add(self, vm: VmRecord, nic: NicRecord) -> None:
         self.vms[vm.name.lower()] = vm
         self.nics[nic.name.lower()] = nic
-        self.note("accepted", vm)
+        self.note("accepted", vm, "spot" if vm.spot else "")
         counted = sum(other.pool == vm.pool and not other.delete_accepted for other in self.vms.values())
         self.peaks[vm.pool] = max(self.peaks[vm.pool], counted)
 

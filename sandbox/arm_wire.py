@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sandbox.arm_store import SUBNET, NicRecord, Operation, VmRecord
+from sandbox.arm_store import NicRecord, Operation, VmRecord
 
 PROVIDERS = {"virtualMachines": "Microsoft.Compute", "networkInterfaces": "Microsoft.Network"}
 
@@ -114,21 +114,3 @@ def operation_json(operation: Operation) -> dict[str, Any]:
     if operation.code:
         answer["error"] = {"code": operation.code, "message": operation.message}
     return answer
-
-
-def subnet_json(subnet_id: str) -> dict[str, Any]:
-    properties = {"addressPrefix": str(SUBNET), "provisioningState": "Succeeded"}
-    return {"name": subnet_id.rsplit("/", 1)[-1], "id": subnet_id, "properties": properties}
-
-
-def vnet_json(subnet_id: str, location: str) -> dict[str, Any]:
-    vnet_id = subnet_id.partition("/subnets/")[0]
-    properties = {"addressSpace": {"addressPrefixes": [str(SUBNET)]}, "subnets": [subnet_json(subnet_id)]}
-    kind = "Microsoft.Network/virtualNetworks"
-    return {"name": vnet_id.rsplit("/", 1)[-1], "id": vnet_id, "type": kind, "location": location, "properties": properties}
-
-
-def security_group_json(group_id: str, location: str) -> dict[str, Any]:
-    kind = "Microsoft.Network/networkSecurityGroups"
-    name = group_id.rsplit("/", 1)[-1]
-    return {"name": name, "id": group_id, "type": kind, "location": location, "properties": {"securityRules": []}}

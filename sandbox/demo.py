@@ -10,9 +10,11 @@ import argparse
 import asyncio
 import contextlib
 import math
+import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import aiohttp
@@ -20,19 +22,22 @@ import yaml
 from rich.console import Console
 
 from sandbox.core_tools import app_host
+from sandbox.demo_faults import LOST_AFTER, RATE, with_faults
 from sandbox.demo_story import Story
 from sandbox.host import SOURCE
 from sandbox.live_table import LiveTable, make_console, summary
-from sandbox.stack import Stack
+from sandbox.stack import Stack, write_local_settings
 
 POOL_FILE = Path(__file__).parent / "pool-config.yaml"
 BOOT_SECONDS = 3.0
 FEWEST_JOBS = 20
 
 
-def scaled_pool_file(folder: Path, jobs: int) -> Path:
+def scaled_pool_file(folder: Path, jobs: int, *, faults: bool = False) -> Path:
     """The demo's pool file, in `folder`, with maxima that suit this many jobs."""
     document = yaml.safe_load(POOL_FILE.read_text())
+    if faults:
+        document = with_faults(document)
     for pool in document["pools"]:
         pool["maximum_pool_size"] = max(pool["maximum_pool_size"], math.ceil(jobs / 5))
     file = folder / "pool-config.yaml"
@@ -47,20 +52,28 @@ async def run(options: argparse.Namespace) -> int:
     console.print(f"the app's log: {folder / 'host.log'}", markup=False, soft_wrap=True)
     with (folder / "host.log").open("w") as log:
         async with (
-            Stack(folder=folder, pool_file=scaled_pool_file(folder, options.jobs), boot_seconds=BOOT_SECONDS) as stack,
-            app_host(options.host, settings=stack.environment, log=log) as app_url,
+            Stack(
+                folder=folder,
+                pool_file=scaled_pool_file(folder, options.jobs, faults=options.faults),
+                boot_seconds=BOOT_SECONDS,
+                lost_after=LOST_AFTER if options.faults else 600.0,
+            ) as stack,
+            app_host("sandbox" if options.faults else options.host, settings=stack.environment, log=log) as app_url,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as http,
         ):
             stack.deliver_to(app_url)
             faults = []
             with LiveTable(console) as table:
-                story = Story(stack=stack, app_url=app_url, http=http, table=table, jobs=options.jobs)
+                story = Story(stack=stack, app_url=app_url, http=http, table=table, jobs=options.jobs, faults=options.faults)
                 try:
                     await story.play()
                 except TimeoutError:
                     faults.append("the world did not settle in time; the app's log may say why")
             if options.keep:
+                file = folder / "local.settings.json"
+                write_local_settings(file, stack)
                 print(f"left running until Ctrl-C: {addresses(stack, app_url)}")
+                print(f"the command line on it: python -m runnerpool doctor --settings {file} (status, explain, drain likewise)")
             faults += await judge(story, console)
             if options.keep:
                 with contextlib.suppress(asyncio.CancelledError):
@@ -77,6 +90,9 @@ async def judge(story: Story, console: Console) -> list[str]:
         f"{len(records.deliveries)} deliveries, {records.replays} of them sent again out of order; {story.seconds:.0f} s in all"
     )
     faults = records.faults(story.order, story.pools)
+    for sentence, right in await story.mishaps.shown() if story.mishaps else ():
+        console.print(f"fault: {sentence}", markup=False, soft_wrap=True)
+        faults += [] if right else [f"not shown, or not come through: {sentence}"]
     for fault in faults:
         console.print(f"WRONG: {fault}", markup=False, soft_wrap=True)
     completed, cancelled = sum(tally.completed for tally in tallies), sum(tally.cancelled for tally in tallies)
@@ -118,7 +134,12 @@ def main() -> None:
         "--host", choices=("auto", "func", "sandbox"), default="auto", help="what runs the app (auto: func if installed)"
     )
     parser.add_argument("--folder", type=Path, default=SOURCE / ".demo", help="logs, pool file and VMs' disks; emptied first")
+    parser.add_argument(
+        "--faults", action="store_true", help="let things go wrong meanwhile, on a fast clock and the sandbox's host"
+    )
     options = parser.parse_args()
+    if options.faults:
+        os.environ["SANDBOX_CLOCK"] = f"{time.time()}:{RATE}"  # for the sandbox in this process, and the app's, which inherit it
     if options.jobs < FEWEST_JOBS:
         parser.error(f"the story takes at least {FEWEST_JOBS} jobs")
     shutil.rmtree(options.folder, ignore_errors=True)

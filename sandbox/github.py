@@ -19,7 +19,8 @@ from sandbox.github_api import Api
 from sandbox.github_deliveries import Deliveries, Hook
 from sandbox.github_faults import Calls, Faults
 from sandbox.github_gate import AppIdentity, Credentials, Gate, not_found
-from sandbox.github_hooks_api import HooksApi
+from sandbox.github_hooks_api import HooksApi, app_hook, organization_hook, repository_hook
+from sandbox.github_reads_api import ReadsApi
 from sandbox.github_runner_api import RunnerApi
 from sandbox.github_world import Group, Job, Repository, World
 
@@ -77,8 +78,7 @@ class GitHubSandbox:
 
     def set_webhook(self, url: str, secret: str) -> None:
         """Hangs the webhook where `hook_on` says; an empty `url` takes it down."""
-        self.deliveries.url, self.deliveries.secret = url, secret
-        self.deliveries.hooks = self._hooks() if url else []
+        self.deliveries.hooks = self._hooks(url, secret) if url else []
 
     async def start(self, port: int = 0) -> str:
         """Listens on 127.0.0.1 (`port` 0: any free one) and returns the API's base URL, what `GITHUB_API_URL` is set to."""
@@ -112,7 +112,8 @@ class GitHubSandbox:
             calls=self.calls,
             faults=self.faults,
         ).add_routes(app, gate)
-        HooksApi(deliveries=self.deliveries, place=self._place, root=root).add_routes(app, gate)
+        HooksApi(deliveries=self.deliveries, place=self._place, root=root, world=self.world).add_routes(app, gate)
+        ReadsApi(world=self.world, place=self._place, root=root, credentials=self.credentials).add_routes(app, gate)
         RunnerApi(world=self.world, poll=self._runner_poll).add_routes(app)
         Admin(
             world=self.world, deliveries=self.deliveries, faults=self.faults, calls=self.calls, set_webhook=self.set_webhook
@@ -124,17 +125,9 @@ class GitHubSandbox:
         payload = shapes.event(self._place, job, action, installation=self.deliveries.installation)
         self.deliveries.announce(job, action, payload)
 
-    def _hooks(self) -> list[Hook]:
+    def _hooks(self, url: str, secret: str) -> list[Hook]:
         if self._hook_on == "app":
-            return [Hook(id=1, path="/app/hook", target=(1, "integration"))]
+            return [app_hook(url, secret)]
         if self._hook_on == "org":
-            return [Hook(id=501, path=f"/orgs/{self._owner}/hooks/501", target=(shapes.identifier(self._owner), "organization"))]
-        return [
-            Hook(
-                id=501 + number,
-                path=f"/repos/{name}/hooks/{501 + number}",
-                target=(shapes.identifier(name), "repository"),
-                repository=name,
-            )
-            for number, name in enumerate(self.world.repositories)
-        ]
+            return [organization_hook(self._owner, 501, url, secret)]
+        return [repository_hook(name, 501 + number, url, secret) for number, name in enumerate(self.world.repositories)]

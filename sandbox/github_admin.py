@@ -145,6 +145,8 @@ def _job(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "run_id": job.run_id,
+        "attempt": job.attempt,
+        "name": job.name,
         "repository": job.repository.name,
         "labels": list(job.labels),
         "seconds": job.seconds,

@@ -13,7 +13,7 @@ from aiohttp import web
 from sandbox import github_shapes as shapes
 from sandbox.github_faults import Calls, Faults
 from sandbox.github_gate import Credentials, Gate, Refusal, answer, page_of
-from sandbox.github_world import Group, Job, NameTaken, Runner, World
+from sandbox.github_world import Group, Job, NameTaken, Runner, StillRunning, World
 
 SCOPES = {"/orgs/{org}": "org", "/repos/{owner}/{repo}": "repo", "/enterprises/{enterprise}": "enterprise"}
 
@@ -51,6 +51,7 @@ class Api:
             if kind != "repo":
                 gate.add(app, "GET", f"{scope}/actions/runner-groups", self.groups)
         gate.add(app, "GET", r"/repos/{owner}/{repo}/actions/jobs/{job_id:\d+}", self.get_job)
+        gate.add(app, "POST", r"/repos/{owner}/{repo}/actions/jobs/{job_id:\d+}/rerun", self.rerun_job)
         gate.add(app, "GET", r"/repos/{owner}/{repo}/actions/runs/{run_id:\d+}", self.get_run)
         gate.add(app, "GET", r"/repos/{owner}/{repo}/actions/runs/{run_id:\d+}/jobs", self.run_jobs)
         gate.add(app, "GET", "/rate_limit", self.rate_limit)
@@ -156,10 +157,20 @@ class Api:
     # ------------------------------------------------------------------------------------------ jobs
 
     async def get_job(self, request: web.Request) -> web.Response:
+        return answer(shapes.job(self._place, self._job(request)))
+
+    async def rerun_job(self, request: web.Request) -> web.Response:
+        try:
+            self._world.rerun(self._job(request))
+        except StillRunning:
+            raise Refusal(403, "The workflow run containing this job is already running") from None
+        return answer({}, status=201)
+
+    def _job(self, request: web.Request) -> Job:
         job = self._world.jobs.get(int(request.match_info["job_id"]))
         if job is None or f"repo:{job.repository.name}" != self._target(request):
             raise Refusal(404, "Not Found")
-        return answer(shapes.job(self._place, job))
+        return job
 
     async def get_run(self, request: web.Request) -> web.Response:
         return answer(shapes.workflow_run(self._place, self._run(request)))
@@ -188,8 +199,7 @@ class Api:
         if app is None or int(request.match_info["installation_id"]) != app.installation_id:
             raise Refusal(404, "Not Found")
         token, until = self._credentials.installation_token()
-        permissions = {"actions": "read", "administration": "write", "organization_self_hosted_runners": "write"}
-        body = {"token": token, "expires_at": shapes.stamp(until), "permissions": permissions, "repository_selection": "all"}
+        body = {"token": token, "expires_at": shapes.stamp(until), "permissions": app.permissions, "repository_selection": "all"}
         return answer(body, status=201)
 
 

@@ -36,6 +36,16 @@ class Hook:
     path: str
     target: tuple[int, str]
     repository: str | None = None  # None: events of every repository
+    url: str = ""
+    secret: str = field(default="", repr=False)
+    content_type: str = "json"
+    insecure_ssl: str = "0"
+    events: tuple[str, ...] = ("workflow_job",)
+    active: bool = True
+
+    @property
+    def hears_of_jobs(self) -> bool:
+        return bool(self.url) and self.active and bool({"workflow_job", "*"} & {*self.events})
 
 
 @dataclass(slots=True, eq=False)
@@ -77,8 +87,6 @@ class Deliveries:
     """`timeout`: the seconds after which GitHub records a failure, 10 on github.com."""
 
     def __init__(self, *, random: Random, faults: Faults, timeout: float) -> None:
-        self.url = ""
-        self.secret = ""
         self.hooks: list[Hook] = []
         self.sent: list[Delivery] = []  # every attempt, oldest first
         self.installation: int | None = None
@@ -111,12 +119,11 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ what is sent
 
     def announce(self, job: Job, action: str, payload: Mapping[str, Any]) -> None:
-        """Sends one `workflow_job` event to every hook that covers its repository."""
-        if not self.url:
-            return
+        """Sends one `workflow_job` event to every hook that covers its repository. (A form's body is not made one: an app
+        that takes JSON refuses it for its content type.)"""
         guid = str(UUID(int=self._random.getrandbits(128), version=4))
         for hook in self.hooks:
-            if hook.repository in (None, job.repository.name):
+            if hook.hears_of_jobs and hook.repository in (None, job.repository.name):
                 self._send(self._attempt(hook, guid, "workflow_job", action, job, _encode(payload)))
 
     def ping(self, hook: Hook, payload: Mapping[str, Any]) -> None:
@@ -194,7 +201,7 @@ class Deliveries:
             delivery.delivered_at, began = now(), time.monotonic()
             try:
                 async with self._session.post(
-                    self.url, data=delivery.body, headers=self._headers(delivery), allow_redirects=False
+                    delivery.hook.url, data=delivery.body, headers=self._headers(delivery), allow_redirects=False
                 ) as response:
                     await response.read()
                     delivery.status_code = response.status
@@ -210,7 +217,7 @@ class Deliveries:
         target_id, target_type = delivery.hook.target
         headers = {
             "Accept": "*/*",
-            "Content-Type": "application/json",
+            "Content-Type": "application/json" if delivery.hook.content_type == "json" else "application/x-www-form-urlencoded",
             "User-Agent": "GitHub-Hookshot/044aadd",
             "X-GitHub-Delivery": delivery.guid,
             "X-GitHub-Event": delivery.event,
@@ -218,13 +225,14 @@ class Deliveries:
             "X-GitHub-Hook-Installation-Target-ID": str(target_id),
             "X-GitHub-Hook-Installation-Target-Type": target_type,
         }
-        if self.secret:
-            headers["X-Hub-Signature"] = "sha1=" + self._sign(delivery.body, "sha1")
-            headers["X-Hub-Signature-256"] = "sha256=" + self._sign(delivery.body, "sha256")
+        if secret := delivery.hook.secret:
+            headers["X-Hub-Signature"] = "sha1=" + _sign(secret, delivery.body, "sha1")
+            headers["X-Hub-Signature-256"] = "sha256=" + _sign(secret, delivery.body, "sha256")
         return headers
 
-    def _sign(self, body: bytes, algorithm: str) -> str:
-        return hmac.new(self.secret.encode(), body, getattr(hashlib, algorithm)).hexdigest()
+
+def _sign(secret: str, body: bytes, algorithm: str) -> str:
+    return hmac.new(secret.encode(), body, getattr(hashlib, algorithm)).hexdigest()
 
 
 def _encode(payload: Mapping[str, Any]) -> bytes:

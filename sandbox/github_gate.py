@@ -39,6 +39,15 @@ class AppIdentity:
     app_id: int
     installation_id: int
     public_key: str
+    permissions: dict[str, str] = field(
+        default_factory=lambda: {
+            "actions": "read",
+            "administration": "write",
+            "metadata": "read",
+            "organization_self_hosted_runners": "write",
+        }
+    )
+    events: tuple[str, ...] = ("workflow_job",)
 
 
 @dataclass(slots=True)
@@ -92,7 +101,7 @@ class Gate:
     def add(self, app: web.Application, method: str, endpoint: str, handler: Handler) -> None:
         async def passed(request: web.Request) -> web.Response:
             self._calls.note(request.method, endpoint)
-            response = self._barred(request, as_app=endpoint.startswith("/app/"))
+            response = self._barred(request, as_app=endpoint == "/app" or endpoint.startswith("/app/"))
             if response is None:
                 response = await self._faulty(request, handler)
             response.headers.update({"Date": shapes.http_date(), "X-GitHub-Request-Id": secrets.token_hex(8).upper()})

@@ -184,7 +184,7 @@ def job(place: Place, it: Job) -> Json:
         "workflow_name": "CI",
         "head_branch": "main",
         "run_url": f"{repository}/actions/runs/{it.run_id}",
-        "run_attempt": 1,
+        "run_attempt": it.attempt,
         "node_id": f"CR_{it.id}",
         "head_sha": f"{it.run_id:040x}",
         "url": f"{repository}/actions/jobs/{it.id}",
@@ -233,7 +233,7 @@ def workflow_run(place: Place, jobs: Sequence[Job]) -> Json:
         "path": ".github/workflows/ci.yml",
         "display_title": "CI",
         "run_number": 1,
-        "run_attempt": 1,
+        "run_attempt": max(it.attempt for it in jobs),
         "event": "push",
         "status": "completed" if over else "in_progress" if any(it.started_at for it in jobs) else "queued",
         "conclusion": worst if over else None,
@@ -292,26 +292,6 @@ def downloads() -> list[Json]:
             }
         )
     return found
-
-
-def hook(path: str, hook_id: int, url: str, kind: str) -> Json:
-    """`path` is the API URL of the hook; `kind` is Organization or Repository."""
-    shown = {
-        "type": kind,
-        "id": hook_id,
-        "name": "web",
-        "active": True,
-        "events": ["workflow_job"],
-        "config": {"content_type": "json", "insecure_ssl": "0", "secret": "********", "url": url},
-        "updated_at": "2026-01-02T03:04:05Z",
-        "created_at": "2026-01-02T03:04:05Z",
-        "url": path,
-        "ping_url": f"{path}/pings",
-        "deliveries_url": f"{path}/deliveries",
-    }
-    if kind == "Repository":
-        shown |= {"test_url": f"{path}/test", "last_response": {"code": None, "status": "unused", "message": None}}
-    return shown
 
 
 def event(place: Place, it: Job, action: str, *, installation: int | None) -> Json:

@@ -24,6 +24,10 @@ class NotRegistered(Exception):
     """The registration, or its session, is not there (any more)."""
 
 
+class StillRunning(Exception):
+    """A job of a run is not run again while one of the run's jobs is not over."""
+
+
 class NameTaken(Exception):
     """A runner of that name is registered in that scope."""
 
@@ -63,6 +67,7 @@ class Job:
     outcome: str
     created_at: datetime
     environment: str | None = None
+    attempt: int = 1
     status: str = "queued"
     conclusion: str | None = None
     started_at: datetime | None = None
@@ -191,6 +196,28 @@ class World:
             zero = self._random.random() < 0.5
             job.runner_id, job.runner_name = (0, "") if zero else (None, None)
             self._complete(job, "cancelled")
+
+    def rerun(self, job: Job) -> Job:
+        """The same job as a new one of its run's next attempt. Raises StillRunning."""
+        run = [other for other in self.jobs.values() if other.run_id == job.run_id]
+        if any(other.status != "completed" for other in run):
+            raise StillRunning(str(job.run_id))
+        self._job_id += self._random.randrange(1, 1000)
+        again = Job(
+            id=self._job_id,
+            run_id=job.run_id,
+            repository=job.repository,
+            name=job.name,
+            labels=job.labels,
+            seconds=job.seconds,
+            outcome=job.outcome,
+            created_at=now(),
+            attempt=max(other.attempt for other in run) + 1,
+        )
+        self.jobs[again.id] = self._queue[again.id] = again
+        self._tell(again, "queued")
+        self._route()
+        return again
 
     def _complete(self, job: Job, conclusion: str) -> None:
         job.status, job.conclusion, job.completed_at = "completed", conclusion, now()

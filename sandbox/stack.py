@@ -39,12 +39,14 @@ NOT_OURS = (
 
 class Stack:
     """Starts in order, stops in reverse. `folder` takes the VMs' disks; `boot_seconds` pass before a VM's agent answers.
-    `storage` is an Azurite of the caller's choice, which is started and stopped here.
+    `storage` is an Azurite of the caller's choice, which is started and stopped here; `lost_after` as for `GitHubSandbox`.
 
     The organisation's repositories are `config.github.owner`/backend and /website.
     """
 
-    def __init__(self, *, folder: Path, pool_file: Path, boot_seconds: float = 0.0, storage: Azurite | None = None) -> None:
+    def __init__(
+        self, *, folder: Path, pool_file: Path, boot_seconds: float = 0.0, storage: Azurite | None = None, lost_after: float = 600.0
+    ) -> None:
         self.pool_file = pool_file
         self.config: Config = load_config(pool_file)
         self.repositories = [f"{self.config.github.owner}/{name}" for name in ("backend", "website")]
@@ -73,6 +75,7 @@ class Stack:
             repositories=self.repositories,
             tokens=[self._github_token],
             hook_on="repo" if self.config.github.scope == "repo" else "org",
+            lost_after=lost_after,
         )
         self._azurite = storage or Azurite()
         self._running = AsyncExitStack()

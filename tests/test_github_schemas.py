@@ -129,6 +129,8 @@ async def start() -> AsyncIterator[Start]:
 JIT = {"name": "hw-new", "runner_group_id": 1, "labels": LABELS, "work_folder": "_work"}
 ORG_PATH, REPO_PATH, ENTERPRISE_PATH = "/orgs/{org}", "/repos/{owner}/{repo}", "/enterprises/{enterprise}"
 
+HOOK = {"name": "web", "config": {"url": "http://127.0.0.1:1/x", "content_type": "json"}, "events": ["workflow_job"]}
+
 ANSWERS = [
     *[
         case
@@ -152,10 +154,18 @@ ANSWERS = [
     ("GET", REPO_PATH + "/actions/jobs/{queued:job_id}", None, 200),
     ("GET", REPO_PATH + "/actions/jobs/{waiting:job_id}", None, 200),
     ("GET", REPO_PATH + "/actions/jobs/{cancelled:job_id}", None, 200),
+    ("POST", REPO_PATH + "/actions/jobs/{completed:job_id}/rerun", None, 201),
+    ("POST", REPO_PATH + "/actions/jobs/{in_progress:job_id}/rerun", None, 403),
     ("GET", REPO_PATH + "/actions/runs/{run:run_id}", None, 200),
     ("GET", REPO_PATH + "/actions/runs/{run:run_id}/jobs", None, 200),
     ("GET", ORG_PATH + "/hooks", None, 200),
     ("GET", REPO_PATH + "/hooks", None, 200),
+    ("POST", ORG_PATH + "/hooks", HOOK, 201),
+    ("POST", REPO_PATH + "/hooks", HOOK, 201),
+    ("POST", ORG_PATH + "/hooks", {"name": "web"}, 422),
+    ("PATCH", ORG_PATH + "/hooks/{hook:hook_id}", {"active": False}, 200),
+    ("GET", "/orgs/{org}/repos", None, 200),
+    ("GET", REPO_PATH + "/actions/runs?per_page=1", None, 200),
     ("GET", ORG_PATH + "/hooks/{hook:hook_id}/deliveries", None, 200),
     ("GET", ORG_PATH + "/hooks/{hook:hook_id}/deliveries?status=failure&per_page=1", None, 200),
     ("GET", ORG_PATH + "/hooks/{hook:hook_id}/deliveries/{failed:delivery_id}", None, 200),
@@ -197,12 +207,16 @@ async def test_what_an_app_asks_for_is_as_github_describes_it(start: Start) -> N
     client = Client(place.base, place.http, jwt.encode({"iss": "4711"}, key, algorithm="RS256"))
     for method, path, status in (
         ("POST", "/app/installations/77/access_tokens", 201),
+        ("GET", "/app", 200),
+        ("GET", "/app/installations/77", 200),
         ("GET", "/app/hook/config", 200),
+        ("PATCH", "/app/hook/config", 200),
         ("GET", "/app/hook/deliveries", 200),
         ("GET", f"/app/hook/deliveries/{delivery}", 200),
         ("POST", f"/app/hook/deliveries/{delivery}/attempts", 202),
     ):
-        answered, told, _ = await client.call(method, path)
+        body = {"content_type": "json", "url": place.receiver.url} if method == "PATCH" else None
+        answered, told, _ = await client.call(method, path, body)
         assert answered == status, told
         template = path.replace("77", "{installation_id}").replace(str(delivery), "{delivery_id}")
         check(told, closed(answer_schema("api.github.com", method, template, status)))
