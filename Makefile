@@ -1,6 +1,7 @@
 # make demo [JOBS=n] [KEEP=1] [FAULTS=1]   the main job from end to end, on this machine alone
 # make sandbox                  Azurite and the sandbox in the foreground, for `func start`
 # make test [T=tests/test_x.py] every test, or some
+# make soak [SEEDS=n] [FROM=k]  many seeded days of the simulation, on all cores
 # make lint                     ruff and mypy
 # make lock                     resolve the dependencies in pyproject.toml anew
 # make setup                    what these install first by themselves: .venv and the npm packages
@@ -9,6 +10,8 @@
 PYTHON ?= python3
 JOBS ?= 24
 T ?= tests
+SEEDS ?= 100
+FROM ?= 1
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -16,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NPM := npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --prefix
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard sandbox/package-lock.json tests/package-lock.json))
 
-.PHONY: setup demo sandbox test lint lock clean
+.PHONY: setup demo sandbox test soak lint lock clean
 
 setup: .venv/ready $(NODE_MODULES)
 
@@ -28,6 +31,9 @@ sandbox: .venv/ready sandbox/node_modules/.package-lock.json
 
 test: .venv/ready $(NODE_MODULES)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+
+soak: .venv/ready
+	$(BIN)/python -m tests.sim.soak --seeds $(SEEDS) --from $(FROM)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

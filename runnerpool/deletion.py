@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from runnerpool.model import SKEW, Basis, Runner, RunnerState
 from runnerpool.ports import AgentStatus, AgentTrouble
 
-SILENCE = timedelta(minutes=15)
-"""An agent that has not answered for this long is taken for dead, once the registration is gone."""
+SILENCE = timedelta(minutes=15) + SKEW
+"""An agent that has not answered for 15 minutes, by whatever two clocks, is taken for dead once its registration is gone."""
 
 SETTLE = timedelta(seconds=20)
 """GitHub has been seen to answer 204 for a runner that was just given a job. A job worker needs seconds to start, so an

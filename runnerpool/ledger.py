@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 
 from runnerpool import budget, rows
 from runnerpool.decide import Decision
@@ -63,8 +63,12 @@ class Ledger:
             written = await self._table.transact(before.head.pool, [first, *batch])
             head = replace(head, etag=written[0])
             etags.update({operation.row: etag for operation, etag in zip(batch, written[1:], strict=True)})
-        runners = {n: replace(r, etag=etags.get(rows.runner_key(n), r.etag)) for n, r in decision.runners.items()}
-        jobs = {i: replace(j, etag=etags.get(rows.job_key(i), j.etag)) for i, j in decision.jobs.items()}
+        runners, jobs = dict(decision.runners), dict(decision.jobs)
+        for row, etag in etags.items():
+            if (name := row.removeprefix(rows.RUNNER_PREFIX)) in runners and name != row:
+                runners[name] = replace(runners[name], etag=etag)
+            elif (job_id := row.removeprefix(rows.JOB_PREFIX)) in jobs and job_id != row:
+                jobs[job_id] = replace(jobs[job_id], etag=etag)
         return runners, jobs
 
     async def _forward(self, forwards: Mapping[str, Mapping[str, Fact]]) -> None:
@@ -162,6 +166,11 @@ class Ledger:
             except Conflict:
                 log.info("job %s changed while it was being archived; the next pass does it", job.job_id)
 
+    async def archived(self, pool: str, day: date, job_id: str) -> Job | None:
+        """A job that was over on that day. Raises ValueError where its row cannot be read."""
+        entity = await self._history.get(f"{pool}:{day:%Y-%m-%d}", job_id)
+        return rows.job_from_columns(entity.columns, entity.etag) if entity else None
+
     # ------------------------------------------------------------------------------------------ what belongs to no pool
 
     async def app_rows(self, prefix: str = "") -> list[Entity]:
@@ -218,19 +227,27 @@ def _units(decision: Decision) -> list[list[Operation]]:
     for key, fact in decision.consumed.items():
         touched.setdefault(fact.job_id, [])
         facts.setdefault(fact.job_id, []).append(Remove(key, "*"))
+    made_for = {runner.job_id for name, runner in decision.runners.items() if name not in before.runners}
+    counted: dict[str, Operation] = {}
     for job_id, job in decision.jobs.items():
         old = before.jobs.get(job_id)
-        if job != old:
-            columns = rows.job_to_columns(job)
-            key = rows.job_key(job_id)
+        # A VM counts against its job's tries in the transaction that makes it: one that was lost to a conflict is none.
+        folded = _uncounted(job, old) if job_id in made_for else job
+        key = rows.job_key(job_id)
+        if folded != old:
+            columns = rows.job_to_columns(folded)
             touched.setdefault(job_id, []).append(Replace(key, columns, old.etag) if old else Insert(key, columns))
+        if folded != job:
+            columns = rows.job_to_columns(job)
+            counted[job_id] = Replace(key, columns, old.etag) if old and folded == old else Upsert(key, columns)
     for name, runner in decision.runners.items():
         old_runner = before.runners.get(name)
         if runner == old_runner:
             continue
         key, columns = rows.runner_key(name), rows.runner_to_columns(runner)
         if old_runner is None:
-            adding.append([Insert(key, columns)])
+            tally = [counted[runner.job_id]] if runner.job_id in counted else []
+            adding.append([Insert(key, columns), *tally])
             continue
         operation = Replace(key, columns, old_runner.etag)
         if name in named:  # the facts that named it and what they made of it change in one transaction
@@ -246,6 +263,11 @@ def _units(decision: Decision) -> list[list[Operation]]:
     return [*touched.values(), *units, *adding]
 
 
+def _uncounted(job: Job, old: Job | None) -> Job:
+    """The job as its facts make it, before the VM that this decision makes for it."""
+    return replace(job, vms_made=old.vms_made if old else 0, last_vm_at=old.last_vm_at if old else None)
+
+
 def _pack(units: Sequence[Sequence[Operation]]) -> Iterable[list[Operation]]:
     """Units packed into transactions, none torn apart; capacity never shares one with what a fact can touch.
 
@@ -255,7 +277,7 @@ def _pack(units: Sequence[Sequence[Operation]]) -> Iterable[list[Operation]]:
     batch: list[Operation] = []
     adding = False
     for unit in units:
-        adds = len(unit) == 1 and isinstance(unit[0], Insert) and unit[0].row.startswith(rows.RUNNER_PREFIX)
+        adds = bool(unit) and isinstance(unit[0], Insert) and unit[0].row.startswith(rows.RUNNER_PREFIX)
         if batch and (len(batch) + len(unit) > CHAIN or adds != adding):
             yield batch
             batch = []

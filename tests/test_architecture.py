@@ -16,31 +16,40 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "runnerpool"
 
 FLOORS: tuple[tuple[str, str], ...] = (
-    ("what things are", "errors model ports labels pool_values config settings vm vm.token vm.agent"),
+    (
+        "what things are",
+        "errors model ports labels pool_values vm_config config settings findings vm vm.token vm.agent vm.agent_windows",
+    ),
     (
         "what follows from them",
-        "budget capacity lifecycle demand deletion plan decide explain retry rows delivery pool_messages pool_file check "
-        "vm.userdata",
+        "budget capacity watchdog eviction lifecycle demand deletion actions plan decide explain retry rows delivery pool_messages "
+        "pool_file check security_rules vm.userdata",
     ),
     (
         "one service each",
-        "ledger tables arm compute network github github_client github_errors github_hooks agent_client alerts",
+        "ledger tables queues arm arm_reads compute compute_catalog network network_view github github_client github_errors "
+        "github_hooks github_setup agent_client alerts",
     ),
     (
         "what happens when",
         "intake acting register launch withdraw acts provision gather watch sweep follow reconcile status",
     ),
-    ("the app put together", "planner app front __main__"),
+    (
+        "the app put together, and the command line",
+        "planner app front heartbeat console overview story drain webhook doctor doctor_azure doctor_compute doctor_network "
+        "doctor_github doctor_webhook doctor_storage doctor_alerts __main__",
+    ),
 )
 FLOOR_OF = {module: floor for floor, (_, modules) in enumerate(FLOORS) for module in modules.split()}
 
 SDKS = {
-    "azure.mgmt.compute": {"compute"},
-    "azure.mgmt.network": {"network"},
-    "azure.mgmt": {"compute", "network", "arm"},
+    "azure.mgmt.compute": {"compute", "compute_catalog"},
+    "azure.mgmt.network": {"network", "network_view"},
+    "azure.mgmt": {"compute", "compute_catalog", "network", "network_view", "arm", "arm_reads"},
     "azure.data.tables": {"tables"},
+    "azure.storage.queue": {"queues"},
     "azure.identity": {"arm", "app"},
-    "azure.core": {"arm", "compute", "network", "tables", "app"},  # app: the name of a credential's type
+    "azure.core": {"arm", "arm_reads", "compute", "network", "tables", "queues", "app"},  # app: the name of a credential's type
     "azure.functions": set(),
     "githubkit": {"github_client", "github_errors"},
     "httpx": {"github", "github_client", "github_errors", "agent_client"},
@@ -48,15 +57,29 @@ SDKS = {
     "smtplib": {"alerts"},
     "tenacity": {"retry"},
     "yaml": {"pool_file"},
-    "pydantic": {"config", "pool_values", "pool_file", "github_errors"},
+    "pydantic": {"config", "vm_config", "pool_values", "pool_file", "github_errors"},
     "cronsim": {"config"},
 }
 """Each service's SDK and each library with a manner of its own, and the only modules that import it."""
 
-LONGEST = {"vm.agent": 400}
-"""Lines. The agent is copied to the VM as one file."""
+LONGEST = {"vm.agent": 400, "model": 380}
+"""Lines. The agent is copied to the VM as one file; all that affects a state stands in `model`."""
 
-PURE = ["budget", "capacity", "lifecycle", "demand", "deletion", "plan", "decide", "explain", "watch", "model", "labels"]
+PURE = [
+    "budget",
+    "capacity",
+    "watchdog",
+    "eviction",
+    "lifecycle",
+    "demand",
+    "deletion",
+    "plan",
+    "decide",
+    "explain",
+    "watch",
+    "model",
+    "labels",
+]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,7 +13,7 @@ from runnerpool.decide import Decision, decide
 from runnerpool.errors import Conflict, RetryLater
 from runnerpool.ledger import APP, Ledger
 from runnerpool.model import Fact, Job, Runner, RunnerState
-from runnerpool.ports import Insert, Remove, Table
+from runnerpool.ports import Insert, Operation, Remove, Table
 from runnerpool.rows import fact_to_columns, job_to_columns, runner_to_columns
 from runnerpool.settings import StorageConnection
 from runnerpool.tables import AzureTable
@@ -164,11 +164,35 @@ async def test_what_adds_capacity_never_shares_a_transaction_with_what_a_fact_ca
     await storage.hold(fact(), fact(job_id="2"), runner(S.FAILED))
     spy.seen.clear()
     await storage.ledger.commit(await storage.decided())
-    adding = [isinstance(op, Insert) and op.row.startswith("runner:") for request in spy.seen for op in request.operations[1:]]
-    mixed = [{isinstance(op, Insert) and op.row.startswith("runner:") for op in request.operations[1:]} for request in spy.seen]
-    assert any(adding)
-    assert all(len(kinds) == 1 for kinds in mixed)
-    assert mixed[-1] == {True}
+    chain = [request.operations[1:] for request in spy.seen]
+    adds = [any(isinstance(op, Insert) and op.row.startswith("runner:") for op in operations) for operations in chain]
+    facts = [any(op.row.startswith("fact:") for op in operations) for operations in chain]
+    assert adds == sorted(adds), "capacity comes last"
+    assert any(adds)
+    assert not any(adding and touched for adding, touched in zip(adds, facts, strict=True))
+
+
+async def test_a_vm_counts_against_its_jobs_tries_only_in_the_transaction_that_makes_it() -> None:
+    def lost(partition: str, operations: Sequence[Operation]) -> bool:
+        return any(isinstance(op, Insert) and op.row.startswith("runner:") for op in operations)
+
+    storage = Storage(MemoryTable(), MemoryTable())
+    await storage.hold(fact())
+    decision = await storage.decided()
+    whole = storage.table.transact
+
+    async def conflicts(partition: str, operations: Sequence[Operation]) -> list[str]:
+        if lost(partition, operations):
+            raise Conflict("somebody else planned first")
+        return await whole(partition, operations)
+
+    storage.table.transact = conflicts  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        await storage.ledger.commit(decision)
+    assert (await storage.ledger.read_pool("linux")).jobs["1"].vms_made == 0
+    storage.table.transact = whole  # type: ignore[method-assign]
+    await storage.ledger.commit(await storage.decided())
+    assert (await storage.ledger.read_pool("linux")).jobs["1"].vms_made == 1
 
 
 async def test_facts_for_another_pool_are_written_there_before_they_go_here(storage: Storage) -> None:

@@ -1,0 +1,300 @@
+"""The safety invariants, checked at every step against what really is in Azure and at GitHub.
+
+Nothing here asks the code that it judges: the rules are written down once more, from the design's text. The numbers are
+those of the list of invariants that the simulation is to prove; 0 is an error that nobody meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runnerpool.errors import PoolError
+from runnerpool.intake import Receipt
+from runnerpool.ports import AgentStatus, Alert, Insert, Operation, Remove, VmState
+from tests.sim.github import SECRET, SimJob, SimRunner
+from tests.sim.scenario import PREFIX
+
+if TYPE_CHECKING:
+    from tests.sim.azure import SimNic, SimVm
+    from tests.sim.deliveries import Sent
+    from tests.sim.machines import Machine
+    from tests.sim.process import Process
+    from tests.sim.world import World
+
+OURS = re.compile(rf"{PREFIX}-[a-z0-9-]+-[a-z0-9]{{10}}")
+SILENCE = 900.0
+POINTS_A_MINUTE = 900
+ARM_BUCKET, ARM_REFILL = 200.0, 10.0
+
+_LATER = {"ready", "binding", "registered", "busy", "finished", "retiring", "failed", "deleting"}
+MAY_BECOME: Mapping[str, Collection[str]] = {
+    "requested": {"creating"},
+    "creating": {"booting", *_LATER},
+    "booting": _LATER,
+    "ready": _LATER,
+    "binding": _LATER,
+    "registered": _LATER,
+    "busy": {"retiring", "failed", "finished", "deleting"},
+    "retiring": {"busy", "failed", "finished", "deleting"},
+    "failed": {"busy", "retiring", "finished", "deleting"},
+    "finished": {"deleting"},
+    "deleting": set(),
+}
+"""What one write may make of a runner's state: one pass may take several steps at once."""
+NEVER_GOES = {"creating", "finished"}
+"""States in which a row may not be removed; from the others a single write may lead through `failed` to the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    invariant: int
+    text: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"invariant {self.invariant} at {self.at:.1f} s: {self.text}"
+
+
+@dataclass(slots=True)
+class Checks:
+    """Told of every step by the stand-ins."""
+
+    world: World
+    violations: list[Violation] = field(default_factory=list)
+    remainder: int = 0  # deletions in mid-job that rule 1 knowingly leaves: see `_lost_for_good`
+    defects: dict[str, int] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    states: dict[str, str] = field(default_factory=dict)
+    watching: list[str] | None = None
+    alerts: list[Alert] = field(default_factory=list)
+    most_points: int = 0
+    lost_plans: int = 0  # commits that lost the pool's head to another worker
+    changed_at: float = 0.0  # when a row but the heartbeat was last written
+    _reached: dict[str, str] = field(default_factory=dict)
+    _mints: dict[str, list[SimRunner]] = field(default_factory=dict)
+    _minted_at: dict[str, float] = field(default_factory=dict)
+    _completed: set[str] = field(default_factory=set)
+    _removed_at: dict[str, float] = field(default_factory=dict)
+    _lists: dict[str, deque[tuple[float, frozenset[str]]]] = field(default_factory=dict)
+    _spoke_at: dict[str, float] = field(default_factory=dict)
+    _clear_at: dict[str, float] = field(default_factory=dict)
+    _points: int = 0
+    _tokens: float = ARM_BUCKET
+    _tokens_at: float = 0.0
+
+    def broken(self, invariant: int, text: str) -> None:
+        violation = Violation(invariant, text, self.world.loop.time())
+        self.world.note(f"VIOLATION {violation}")
+        self.violations.append(violation)
+        self.world.stop()
+
+    # ------------------------------------------------------------------------------------------ 1, 2, 7: deletions
+
+    def vm_deleting(self, name: str, vm: SimVm | None) -> None:
+        if vm is None:
+            return
+        if vm.tags.get("runnerpool") != PREFIX or OURS.fullmatch(name) is None:
+            self.broken(7, f"VM {name} is not ours and is deleted")
+        machine = vm.machine
+        job = machine.runner.job if machine is not None and machine.runner is not None else None
+        if machine is not None and machine.running and job is not None and job.status == "in_progress":
+            if self._lost_for_good(machine):
+                self.remainder += 1
+            else:
+                self.broken(1, f"VM {name} is deleted while it runs job {job.plan.job_id}")
+        if why_not := self._not_allowed(name, vm):
+            self.broken(2, f"VM {name} is deleted, and {why_not}")
+
+    def _silent(self, name: str, since: float) -> bool:
+        """For 15 minutes, as far as clocks that are 2 minutes off can tell."""
+        quiet_since = max(self._spoke_at.get(name, 0.0), since)
+        return self.world.loop.time() - quiet_since >= SILENCE
+
+    def _lost_for_good(self, machine: Machine) -> bool:
+        """GitHub took the registration away in mid-job, and the agent has been silent ever since."""
+        vm = self.world.azure.vms[machine.name]
+        return machine.runner is not None and not machine.runner.registered and self._silent(machine.name, vm.made)
+
+    def _not_allowed(self, name: str, vm: SimVm) -> str:
+        """Why rule 1 forbids this deletion, "" where it does not."""
+        mints = self._mints.get(name, [])
+        if name in self._completed or not mints:
+            return ""
+        if any(runner.registered for runner in mints):
+            return "it is still registered"
+        if not self._asked(name):
+            return "GitHub never said that its registration is gone"
+        gone_at = max(self._removed_at.get(name, 0.0), self._minted_at[name])
+        if self._clear_at.get(name, -1.0) >= gone_at or self._silent(name, vm.made):
+            return ""
+        return "after its registration was gone its agent neither saw no worker nor was silent for 15 minutes"
+
+    def _asked(self, name: str) -> bool:
+        minted = self._minted_at[name]
+        if self._removed_at.get(name, -1.0) >= minted:
+            return True
+        lists = self._lists.get(self._mints[name][-1].target, ())
+        return any(at >= minted and name not in names for at, names in lists)
+
+    def nic_deleting(self, nic: SimNic) -> None:
+        owner = nic.name.removesuffix("-nic")
+        if nic.tags.get("runnerpool") != PREFIX or OURS.fullmatch(owner) is None or owner not in self.names:
+            self.broken(7, f"NIC {nic.name} is not ours and is deleted")
+        if nic.vm is not None:
+            self.broken(7, f"NIC {nic.name} is deleted while {nic.vm} holds it")
+
+    def removing(self, runner: SimRunner) -> None:
+        if runner.foreign or OURS.fullmatch(runner.name) is None:
+            self.broken(7, f"runner {runner.name} is not ours and is removed")
+
+    # ------------------------------------------------------------------------------------------ evidence for 2
+
+    def listed(self, _process: Process, target: str, names: set[str]) -> None:
+        self._lists.setdefault(target, deque(maxlen=40)).append((self.world.loop.time(), frozenset(names)))
+
+    def deregistered(self, name: str) -> None:
+        self._removed_at[name] = self.world.loop.time()
+
+    def agent_spoke(self, machine: Machine, status: AgentStatus) -> None:
+        now = self.world.loop.time()
+        self._spoke_at[machine.name] = now
+        if not status.worker:
+            self._clear_at[machine.name] = now
+
+    # ------------------------------------------------------------------------------------------ 3, 4, 5
+
+    def vm_created(self, vm: SimVm, encoded: str | None) -> None:
+        pool = vm.tags["runnerpool-pool"]
+        self.names.add(vm.name)
+        if encoded is not None:
+            self._reach(encoded, vm.name)
+        alive = sum(
+            other.tags.get("runnerpool-pool") == pool and other.state is not VmState.DELETING and not other.deletion_accepted
+            for other in self.world.azure.vms.values()
+        )
+        maximum = next((p.maximum_pool_size for p in self.world.scenario.config.pools if p.name == pool), 0)
+        if alive > maximum:
+            self.broken(3, f"pool {pool} has {alive} VMs, its maximum is {maximum}")
+
+    def vm_requested(self, name: str) -> None:
+        """A PUT leaves for Azure. One that left earlier may arrive when its VM has come and gone; none may leave once the
+        ledger knows that it came."""
+        if name in self.names and self.states.get(name) != "creating":
+            self.broken(4, f"the name {name} is used again")
+
+    def _reach(self, encoded: str, name: str) -> None:
+        if self._reached.setdefault(encoded, name) != name:
+            self.broken(4, f"one JIT config reaches {self._reached[encoded]} and {name}")
+
+    def used(self, encoded: str, name: str) -> None:
+        self._reach(encoded, name)
+
+    def minted(self, runner: SimRunner) -> None:
+        others = [other for other in self._mints.get(runner.name, []) if other.registered]
+        if others:
+            self.broken(4, f"{runner.name} is registered at {others[0].target} and at {runner.target}")
+        self._mints.setdefault(runner.name, []).append(runner)
+        self._minted_at[runner.name] = self.world.loop.time()
+
+    def job_begins(self, machine: Machine, job: SimJob) -> None:
+        if len(machine.jobs) > 1:
+            self.broken(5, f"VM {machine.name} runs a second job, {job.plan.job_id}, after {machine.jobs[0]}")
+
+    # ------------------------------------------------------------------------------------------ 6: nothing comes in, nothing leaks
+
+    def received(self, sent: Sent, receipt: Receipt) -> None:
+        if sent.forged == "unsigned" and (receipt.row or receipt.wakeup or receipt.status < 400):
+            self.broken(6, f"a delivery that is wrongly signed was accepted: {receipt.body}")
+        if sent.forged in ("foreign", "public") and (receipt.wakeup or receipt.row):
+            self.broken(6, f"a foreign or public repository's delivery is demand: {receipt.body}")
+        if receipt.status < 300 and receipt.row is not None and '"completed"' in str(receipt.row):
+            name = re.search(r'"runner_name":"([^"]+)"', str(receipt.row))
+            if name:
+                self._completed.add(name[1])
+        self.secret("an answer", str(receipt.body))
+
+    def told_completed(self, name: str) -> None:
+        """GitHub's API, asked, said that the job of this runner is over."""
+        self._completed.add(name)
+
+    def secret(self, where: str, text: str) -> None:
+        if SECRET in text:
+            self.broken(6, f"{where} holds a secret: {text[:200]}")
+
+    def message(self, body: bytes) -> None:
+        self.secret("a queue message", body.decode())
+
+    def told(self, alert: Alert) -> None:
+        self.secret("an alert", f"{alert.title} {alert.text}")
+        self.alerts.append(alert)
+
+    def invocation_failed(self, what: str, error: BaseException) -> None:
+        """The trouble of services is expected, our own is not."""
+        errors = list(_leaves(error))
+        for one in errors:
+            self.secret("an error", str(one))
+            if not isinstance(one, PoolError):
+                self.broken(0, f"{what}: {type(one).__name__}: {one}")
+        self.defects[what] = self.defects.get(what, 0) + 1
+
+    # ------------------------------------------------------------------------------------------ 8: rows
+
+    def written(self, partition: str, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            row = operation.row
+            if row != "heartbeat":
+                self.changed_at = self.world.loop.time()
+                if self.watching is not None:
+                    self.watching.append(f"{partition}/{row}")
+            if not isinstance(operation, Remove):
+                self.secret(f"row {row}", str(operation.columns))
+            if row.startswith("runner:"):
+                self._runner_written(row.removeprefix("runner:"), operation)
+
+    def _runner_written(self, name: str, operation: Operation) -> None:
+        before = self.states.get(name)
+        if isinstance(operation, Remove):
+            vm = self.world.azure.vms.get(name)
+            if before in NEVER_GOES or (vm is not None and vm.state is not VmState.DELETING):
+                self.broken(8, f"the row of {name} is removed while it is {before}, its VM {vm.state if vm else 'gone'}")
+            self.states[name] = "gone"
+            self.world.note(f"{name}: {before} -> gone")
+            return
+        after = str(operation.columns["state"])
+        if isinstance(operation, Insert):
+            if before is not None and after != "failed":
+                self.broken(8, f"{name} comes again as {after} after it was {before}")
+        elif after != before and after not in MAY_BECOME.get(before or "", ()):
+            self.broken(8, f"{name} goes from {before} to {after}")
+        if after != before:
+            self.world.note(f"{name}: {before} -> {after}: {operation.columns.get('reason', '')}")
+        self.states[name] = after
+
+    def conflicted(self, operations: Sequence[Operation]) -> None:
+        """A write that lost to another worker's; on the head when it was a plan's."""
+        self.lost_plans += operations[0].row == "pool"
+
+    # ------------------------------------------------------------------------------------------ 9: limits
+
+    def github_points(self, recent: deque[tuple[float, int]]) -> None:
+        total = sum(points for _, points in recent)
+        self.most_points = max(self.most_points, total)
+        if total > POINTS_A_MINUTE:
+            self.broken(9, f"{total} GitHub points in a minute")
+
+    def arm_write(self) -> None:
+        now = self.world.loop.time()
+        self._tokens = min(ARM_BUCKET, self._tokens + (now - self._tokens_at) * ARM_REFILL) - 1
+        self._tokens_at = now
+        if self._tokens < 0:
+            self.broken(9, "ARM's bucket of writes is empty")
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -1,0 +1,100 @@
+"""What must hold once everything is healed: the liveness invariants, read off the services and the rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from runnerpool import rows
+from runnerpool.config import warm_minimum
+from runnerpool.model import RunnerState
+from runnerpool.ports import VmState
+from tests.sim.checks import OURS
+from tests.sim.loop import EPOCH
+from tests.sim.scenario import PREFIX
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+WASTE = 1.25
+"""What faults may add: VMs that boot in vain, are evicted, or wait for a silent service."""
+IDLE = {RunnerState.READY, RunnerState.REGISTERED}
+
+
+def unsettled(world: World) -> list[tuple[int, str]]:
+    """What is not yet as it should be, with the invariant that it would break."""
+    return [*_jobs(world), *_fleet(world), *_registrations(world), *_messages(world)]
+
+
+def _jobs(world: World) -> Iterable[tuple[int, str]]:
+    for job in world.github.jobs.values():
+        if job.status != "completed":
+            yield 10, f"job {job.plan.job_id} is {job.status}, made at {job.plan.at:.0f} s"
+
+
+def _fleet(world: World) -> Iterable[tuple[int, str]]:
+    runners = {}
+    jobs = Counter[str]()
+    for entity in world.table.everything():
+        if entity.row.startswith("runner:"):
+            runner = rows.runner_from_columns(entity.columns, entity.etag)
+            runners[runner.name] = runner
+        elif entity.row.startswith(("job:", "fact:")):
+            jobs[entity.partition] += 1
+    ours = {name: vm for name, vm in world.azure.vms.items() if vm.tags.get("runnerpool") == PREFIX and OURS.fullmatch(name)}
+    for name in ours.keys() - runners.keys():
+        yield 11, f"VM {name} has no row"
+    for name in runners.keys() - ours.keys():
+        yield 11, f"row {name} ({runners[name].state}: {runners[name].reason}) has no VM"
+    for nic in world.azure.nics.values():
+        owner = nic.name.removesuffix("-nic")
+        if owner in world.checks.names and owner not in ours:
+            yield 11, f"NIC {nic.name} has no VM"
+    for pool in world.scenario.config.pools:
+        mine = [runner for runner in runners.values() if runner.pool == pool.name]
+        wanted = warm_minimum(pool, world.now())
+        states = Counter(str(runner.state) for runner in mine)
+        if len(mine) != wanted or any(runner.state not in IDLE for runner in mine):
+            yield 13, f"pool {pool.name} has {dict(states)}, wanted are {wanted} warm"
+        if jobs[pool.name]:
+            yield 13, f"pool {pool.name} keeps {jobs[pool.name]} rows of jobs or facts"
+    for name, vm in ours.items():
+        if name in runners and vm.state is not VmState.SUCCEEDED:
+            yield 13, f"VM {name} is {vm.state}"
+        elif vm.machine is not None and not vm.machine.answers:
+            yield 13, f"the agent of {name} is silent, and it is kept"
+
+
+def _registrations(world: World) -> Iterable[tuple[int, str]]:
+    for runner in world.github.runners.values():
+        if not runner.foreign and not runner.online and runner.name not in world.azure.vms:
+            yield 12, f"registration {runner.name} is offline and has no VM"
+
+
+def _messages(world: World) -> Iterable[tuple[int, str]]:
+    if world.host.queue:
+        yield 15, f"{len(world.host.queue)} messages are still in the queue"
+
+
+def allowed_hours(world: World) -> float:
+    """VM-hours that the day may cost: each job's time with a boot and an idle VM's end, the warm minimum, and an hour a pool."""
+    config = world.scenario.config
+    slowest = max(world.scenario.boot.values()) * 1.3
+    idle = max(pool.idle_timeout.total_seconds() for pool in config.pools)
+    jobs = sum(job.plan.seconds + slowest + idle + 300 for job in world.github.jobs.values())
+    minutes = range(0, int(world.loop.time() / 60), 10)
+    warm = sum(warm_minimum(pool, EPOCH + timedelta(minutes=minute)) / 6 for pool in config.pools for minute in minutes)
+    return jobs / 3600 + 1.1 * warm + len(config.pools)
+
+
+def reckoning(world: World) -> Iterable[tuple[int, str]]:
+    """What is judged once, at the end."""
+    hours, allowed = world.vm_hours(), allowed_hours(world)
+    if hours > allowed * (WASTE if world.faulty else 1.0):
+        yield 14, f"{hours:.1f} VM-hours for what may cost {allowed:.1f}"
+    poisoned = {entity.row for entity in world.table.everything() if entity.row.startswith("poison:")}
+    for message in world.host.poisoned:
+        if f"poison:m{message.number}" not in poisoned and not message.last_run_killed:
+            yield 15, f"message {message.number} failed for good without a row that says so"

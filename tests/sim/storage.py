@@ -1,0 +1,93 @@
+"""Table Storage for one process: the shared in-memory table behind calls that take time and go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from runnerpool import rows
+from runnerpool.errors import Conflict
+from runnerpool.model import Job, Runner
+from runnerpool.ports import Entity, Operation, Value
+from tests.memory_table import MemoryTable, Request
+from tests.sim.process import Process
+
+T = TypeVar("T")
+
+PAGE_PAUSE = 0.05
+"""Seconds between two pages of one reading: others write meanwhile."""
+
+
+async def between_pages(request: Request) -> None:
+    """The table's hook. Only readings of several pages wait, in their reader's own task."""
+    if request.kind == "read" and request.key == "":
+        await asyncio.sleep(PAGE_PAUSE)
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
+
+
+def remember_rows() -> None:
+    """Decodes each version of a row once a world: decoding is pure, an ETag names one version, and a day reads each a
+    thousand times."""
+    jobs: dict[str, Job] = {}
+    runners: dict[str, Runner] = {}
+
+    def job(columns: Mapping[str, Value], etag: str) -> Job:
+        if etag not in jobs:
+            jobs[etag] = _JOB(columns, etag)
+        return jobs[etag]
+
+    def runner(columns: Mapping[str, Value], etag: str) -> Runner:
+        if etag not in runners:
+            runners[etag] = _RUNNER(columns, etag)
+        return runners[etag]
+
+    rows.job_from_columns, rows.runner_from_columns = job, runner
+
+
+def forget_rows() -> None:
+    rows.job_from_columns, rows.runner_from_columns = _JOB, _RUNNER
+
+
+_JOB, _RUNNER = rows.job_from_columns, rows.runner_from_columns
+
+
+class TablePort:
+    """`ports.Table` for one process."""
+
+    def __init__(self, process: Process, table: MemoryTable, *, paged: bool) -> None:
+        self._process = process
+        self._table = table
+        self._paged = paged
+
+    async def read(self, partition: str, *, prefix: str = "") -> list[Entity]:
+        if not self._paged:
+            return await self._process.call("storage", lambda: at_once(self._table.read(partition, prefix=prefix)))
+        await self._process.call("storage", lambda: None)
+        return await self._table.read(partition, prefix=prefix)
+
+    async def get(self, partition: str, row: str) -> Entity | None:
+        return await self._process.call("storage", lambda: at_once(self._table.get(partition, row)))
+
+    async def transact(self, partition: str, operations: Sequence[Operation]) -> list[str]:
+        checks = self._process.world.checks
+
+        def effect() -> list[str]:
+            try:
+                etags = at_once(self._table.transact(partition, operations))
+            except Conflict:
+                checks.conflicted(operations)
+                raise
+            checks.written(partition, operations)
+            return etags
+
+        return await self._process.call("storage", effect, write=True)
