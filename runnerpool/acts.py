@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from runnerpool.acting import Acting
 from runnerpool.capacity import TROUBLE_REST
-from runnerpool.errors import Misconfigured, PoolError, RetryLater
+from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
 from runnerpool.launch import births, create
 from runnerpool.model import Fact, Job, Runner, RunnerState, fact_about
 from runnerpool.ports import JobReport
@@ -23,8 +23,9 @@ AT_ONCE = 24
 """Acts under way at one time in one process; GitHub allows 100 concurrent requests to all processes together."""
 
 
-async def act(acting: Acting, runners: Sequence[Runner], asks: Sequence[Job]) -> None:
-    """Does what these claimed rows ask for, and asks GitHub about these jobs. Returns when all is done, refused or put off."""
+async def act(acting: Acting, runners: Sequence[Runner], asks: Sequence[Job], reruns: Sequence[Job] = ()) -> None:
+    """Does what these claimed rows ask for, asks GitHub about some jobs and to run others again. Returns when all is done,
+    refused or put off."""
     born = await births(acting, list(runners))
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -32,8 +33,9 @@ async def act(acting: Acting, runners: Sequence[Runner], asks: Sequence[Job]) ->
         async with gate:
             await one
 
+    again = [gated(_rerun(acting, job)) for job in reruns]
     acts = [gated(_guarded(acting, runner, born=runner.name in born)) for runner in runners]
-    results = await asyncio.gather(*acts, *(gated(_ask(acting, job)) for job in asks), return_exceptions=True)
+    results = await asyncio.gather(*acts, *(gated(_ask(acting, job)) for job in asks), *again, return_exceptions=True)
     defects = [result for result in results if isinstance(result, Exception)]
     if defects:
         raise ExceptionGroup(f"pool {acting.pool.name}: {len(defects)} of {len(results)} acts failed unexpectedly", defects)
@@ -84,6 +86,21 @@ async def _ask(acting: Acting, job: Job) -> None:
         return  # it still waits for its approval
     fact = told(job, report)
     await acting.ledger.add_fact(job.pool, f"api-{int(now.timestamp())}", fact)
+
+
+async def _rerun(acting: Acting, job: Job) -> None:
+    """Asks once. Its row says since when, so whatever becomes of the answer, nobody asks again before some minutes are over."""
+    try:
+        await acting.token("github-writes")
+        await acting.outside.github.rerun_job(job.repository, job.job_id)
+        answer = "GitHub runs it again"
+    except Gone as error:
+        answer = f"GitHub does not run it again: {error}"
+    except PoolError as error:
+        log.warning("job %s of %s was lost to an eviction and is not run again yet: %s", job.job_id, job.repository, error)
+        return
+    log.info("job %s of %s, lost to an eviction: %s", job.job_id, job.repository, answer)
+    await acting.ledger.revise_job(job, lambda row: replace(row, rerun=answer[:300]))
 
 
 def told(job: Job, report: JobReport) -> Fact:

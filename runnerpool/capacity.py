@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from runnerpool.config import VmConfig
 from runnerpool.model import Rest
+from runnerpool.vm_config import VmConfig
 
 SPOT_REST = timedelta(hours=1)
 """Spot capacity comes and goes by the hour; asking sooner mostly repeats the refusal."""
@@ -52,9 +52,10 @@ class Rung:
         return f"{'spot ' if self.spot else ''}{self.size}" + (f" in zone {self.zone}" if self.zone else "")
 
 
-def ladder(vm: VmConfig) -> list[Rung]:
-    """Every offer in the pool's order: spot before regular where both are allowed, then sizes, then zones."""
-    spots = {"regular": [False], "spot": [True], "spot-then-regular": [True, False]}[vm.priority]
+def ladder(vm: VmConfig, *, regular: bool = False) -> list[Rung]:
+    """Every offer in the pool's order: spot before regular where both are allowed, then sizes, then zones. `regular`: no spot,
+    even in a pool that has nothing else."""
+    spots = [False] if regular else {"regular": [False], "spot": [True], "spot-then-regular": [True, False]}[vm.priority]
     return [Rung(size, zone, spot) for spot in spots for size in vm.sizes for zone in (vm.zones or [None])]
 
 
@@ -97,9 +98,9 @@ def resting(rung: Rung, rests: Mapping[str, Rest], now: datetime) -> Rest | None
     return max(active, key=lambda rest: rest.until, default=None)
 
 
-def next_rung(vm: VmConfig, rests: Mapping[str, Rest], now: datetime) -> Rung | None:
+def next_rung(vm: VmConfig, rests: Mapping[str, Rest], now: datetime, *, regular: bool = False) -> Rung | None:
     """The first offer that does not rest."""
-    return next((rung for rung in ladder(vm) if resting(rung, rests, now) is None), None)
+    return next((rung for rung in ladder(vm, regular=regular) if resting(rung, rests, now) is None), None)
 
 
 def rest_after(rung: Rung, code: str, detail: str, now: datetime) -> tuple[str, Rest]:
@@ -111,6 +112,10 @@ def rest_after(rung: Rung, code: str, detail: str, now: datetime) -> tuple[str, 
             return "spot", Rest(now + SPOT_REST, code)
         whole = "total regional" in text or "regional cores" in text
         return (kind if whole else family_key), Rest(now + QUOTA_REST, code)
+    if code == "AzureSpotFeatureNotEnabledForSubscription":
+        return "spot", Rest(now + SPOT_REST, code)
+    if code == "AzureSpotIsNotSupportedForThisVMSize":
+        return size_key, Rest(now + SPOT_REST, code)
     if code == "SkuNotAvailable":
         return (zone_key if rung.zone else size_key), Rest(now + (SPOT_REST if rung.spot else SKU_REST), code)
     return zone_key, Rest(now + (SPOT_REST if rung.spot else ALLOCATION_REST), code)

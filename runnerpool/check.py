@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from runnerpool.config import Config, PoolConfig, VmConfig
+from runnerpool.config import Config, PoolConfig
 from runnerpool.labels import distinct
+from runnerpool.vm_config import VmConfig
 
 KEPT_BY_AZURE = 5
 """Addresses of every subnet that Azure keeps for itself."""

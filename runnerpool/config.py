@@ -17,18 +17,12 @@ from pydantic import AfterValidator, Field, StrictBool, StrictInt, ValidationErr
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from runnerpool.labels import LONGEST_RUNNER_NAME, SELF_HOSTED, SUFFIX_LENGTH, distinct
-from runnerpool.pool_values import Count, Duration, FilePath, Label, PoolName, ResourceName, Section, VmSize, Zone, like, unique
+from runnerpool.pool_values import Count, Duration, Label, PoolName, ResourceName, Section, like, unique
+from runnerpool.vm_config import VmConfig
 
 _REPOSITORY = re.compile(r"(?:[\w-]{1,100}/)?(?!\.{1,2}$)[\w.-]{1,100}", re.ASCII)
 
 _NOT_IN_TAGS = "<>%&\\?/"
-
-_OWN_IMAGE = re.compile(
-    r"/subscriptions/[^/\s]+/resourceGroups/[^/\s]+/providers/Microsoft\.Compute"
-    r"/(?:galleries/[^/\s]+/)?images/[^/\s]+(?:/versions/[^/\s]+)?",
-    re.IGNORECASE,
-)
-"""The resource id of an image, of a gallery's image (then its latest version is meant) or of one version of it."""
 
 # ---------------------------------------------------------------------------------------------- azure and github
 
@@ -147,75 +141,6 @@ class WarmWindow(Section):
         cron = CronSim(self.cron, local)
         time_fits = local.minute in cron.minutes and local.hour in cron.hours
         return time_fits and local.month in cron.months and cron.match_day(local.date())
-
-
-class OsDisk(Section):
-    ephemeral: StrictBool = Field(
-        default=False, description="on the host's own disk: faster and free, but only on sizes that have one"
-    )
-    size_gb: Annotated[StrictInt, Field(ge=4, le=4095)] = 64
-
-
-class Proxy(Section):
-    http_proxy: Annotated[str, Field(repr=False)] = ""  # may hold a password
-    no_proxy: Annotated[str, like(r"[^\r\n]*", "one line of hosts, as in localhost,.example.com")] = ""
-    ca_bundle: FilePath = Field(default="", description="path of a PEM file with the proxy's certificate authorities")
-
-    @field_validator("http_proxy")
-    @classmethod
-    def _url(cls, url: str) -> str:
-        if url and re.fullmatch(r"https?://[^\s/]+/?", url) is None:
-            raise ValueError("is not a proxy's address, as in http://proxy.example.com:3128")
-        return url
-
-
-class VmConfig(Section):
-    """The shape of a pool's VMs."""
-
-    sizes: Annotated[tuple[VmSize, ...], Field(min_length=1), AfterValidator(unique)] = Field(
-        description="the VM sizes to try, in order, as in [Standard_D4ads_v5]"
-    )
-    zones: Annotated[tuple[Zone, ...], AfterValidator(unique)] = Field(
-        default=(), description="availability zones; none: wherever Azure likes"
-    )
-    priority: Literal["regular", "spot", "spot-then-regular"] = "regular"
-    os: Literal["linux", "windows"] = "linux"
-    image: str = Field(default="Canonical:ubuntu-24_04-lts:server:latest", validate_default=True)
-    os_disk: OsDisk = OsDisk()
-    admin_username: Annotated[str, like(r"(?-i:[a-z_][a-z0-9_-]{0,31})", "a user's name: lower-case letters, digits, _ and -")] = (
-        "runneradmin"
-    )
-    ssh_public_key: str = Field(default="", description="empty: nobody can log in")
-    runner_version: Annotated[str, like(r"auto|\d+\.\d+\.\d+", "auto or a version, as in 2.330.0")] = "auto"
-    setup_script: FilePath = Field(default="", description="path of a script that runs as root before the runner starts")
-    job_sudo: StrictBool = True
-    proxy: Proxy = Proxy()
-
-    @field_validator("image")
-    @classmethod
-    def _marketplace_or_gallery(cls, image: str, info: ValidationInfo) -> str:
-        if _OWN_IMAGE.fullmatch(image):
-            return image
-        if re.fullmatch(r"[\w.-]+(:[\w.-]+){3}", image, re.ASCII) is None:
-            raise ValueError(f"{image!r} is neither Publisher:Offer:Sku:Version nor the resource id of an image in a gallery")
-        if info.data.get("os") == "windows":
-            raise ValueError("windows needs the resource id of a gallery image that has our start-up task")
-        return image
-
-    @field_validator("admin_username")
-    @classmethod
-    def _allowed_by_azure(cls, name: str) -> str:
-        if name in {"root", "admin", "administrator", "user", "test", "guest", "owner", "support", "sys", "backup", "console"}:
-            raise ValueError(f"Azure refuses the name {name!r}; the default is runneradmin")
-        return name
-
-    @field_validator("ssh_public_key")
-    @classmethod
-    def _public_key(cls, key: str) -> str:
-        if key and re.fullmatch(r"(?:ssh-rsa|ssh-ed25519) [A-Za-z0-9+/]+=*(?: [^\r\n]*)?", key.strip()) is None:
-            # It is not repeated in the message: it might be the private one.
-            raise ValueError("is not one line of an OpenSSH public key that begins with ssh-rsa or ssh-ed25519")
-        return key.strip()
 
 
 class PoolConfig(Section):

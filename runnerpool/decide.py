@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun, Retire
 from runnerpool.capacity import Rung, is_capacity, live_rests, rest_after
 from runnerpool.config import PoolConfig
+from runnerpool.eviction import lost, second_attempts, waits_for_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold
-from runnerpool.model import SKEW, Fact, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
-from runnerpool.plan import Action, Bind, Create, Delete, Forget, Park, Retire, plan
+from runnerpool.model import SKEW, Fact, Failure, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
+from runnerpool.plan import plan
 from runnerpool.ports import VmState
+from runnerpool.watchdog import learned, phase, smoothed
 
 S = RunnerState
 
@@ -25,8 +28,8 @@ KEEP_FINISHED = timedelta(hours=1)
 """A finished job's row stays this long for the status page, then it is history."""
 GAVE_UP = timedelta(hours=24)
 """GitHub cancels a job that has been queued for 24 hours: one that it has not known for so long is over."""
-BOOT_WEIGHT = 0.3
-"""How much one new boot time moves the pool's usual one."""
+FAILURES_KEPT = 5
+"""Of the VMs that were given up before they were of use: the head of a pool is read and written often, and must stay small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Decision:
     forwards: Mapping[str, Mapping[str, Fact]]
     actions: Sequence[Action]
     asks: Sequence[Job]
+    reruns: Sequence[Job]
     mine: Sequence[str]  # runners whose act this worker claims
 
     @property
@@ -67,9 +71,11 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
     world = fold(snapshot, now, prefix=setting.prefix)
     head = snapshot.head
     for name, before in list(world.runners.items()):
-        after = advance(now, before, seen)
+        after = advance(now, before, seen, snapshot.head.usual)
         head = _learn(now, head, before, after, seen)
         world.runners[name] = after
+    world.jobs.update(lost(world.jobs, world.runners))
+    world.jobs.update(second_attempts(world.jobs))
     # What cannot be counted cannot be limited: with a runner's row damaged, the plan may do everything but add.
     uncounted = any(row.startswith("runner:") for row in snapshot.unreadable)
     known = replace(head, paused=True) if uncounted else head
@@ -91,6 +97,7 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
         forwards=world.foreign,
         actions=actions,
         asks=[world.jobs[action.job_id] for action in actions if isinstance(action, Park)],
+        reruns=[world.jobs[action.job_id] for action in actions if isinstance(action, Rerun)],
         mine=mine,
     )
 
@@ -107,17 +114,21 @@ def without_demand(world: World) -> World:
 
 
 def _learn(now: datetime, head: Head, before: Runner, after: Runner, seen: Seen) -> Head:
-    """What a runner's step teaches the pool: an offer that Azure took and could not keep rests, a boot time moves the usual one."""
+    """What a runner's step teaches the pool: an offer that Azure took and could not keep rests, the time that a phase took
+    moves the usual one, and why a VM never became useful is kept."""
     vm = seen.vm(before.name)
-    failed = after.state is S.FAILED and before.state is not S.FAILED and vm is not None and vm.state is VmState.FAILED
-    if failed and vm is not None and is_capacity(vm.error_code, vm.error):
+    failed = after.state is S.FAILED and before.state is not S.FAILED
+    if failed and vm is not None and vm.state is VmState.FAILED and is_capacity(vm.error_code, vm.error):
         key, rest = rest_after(Rung(before.size, before.zone, before.spot), vm.error_code, vm.error, now)
-        return replace(head, rests={**live_rests(head.rests, now), key: rest})
+        head = rest_pool(head, key, rest, now)
+    if failed and before.online_at is None and phase(before) is not None:
+        failure = Failure(now, after.name, after.reason, after.job_id, after.log_tail or "")
+        return replace(head, failures=(*head.failures, failure)[-FAILURES_KEPT:])
     if before.ready_at is None and after.ready_at is not None and before.accepted_at is not None:
-        took = (after.ready_at - before.accepted_at).total_seconds()
-        usual = took if head.boot_seconds is None else head.boot_seconds + BOOT_WEIGHT * (took - head.boot_seconds)
-        return replace(head, boot_seconds=round(usual, 1))
-    return head
+        took = max((after.ready_at - before.accepted_at).total_seconds(), 0.0)
+        head = replace(head, boot_seconds=smoothed(head.boot_seconds, took))
+    usual = learned(head.usual, before, after)
+    return head if usual is head.usual else replace(head, usual=usual)
 
 
 def _apply(now: datetime, setting: Setting, world: World, action: Action) -> None:
@@ -134,6 +145,8 @@ def _apply(now: datetime, setting: Setting, world: World, action: Action) -> Non
             del world.runners[name]
         case Park(job_id, _):
             world.jobs[job_id] = replace(world.jobs[job_id], checked_at=now)
+        case Rerun(job_id, _):
+            world.jobs[job_id] = replace(world.jobs[job_id], rerun_at=now)
 
 
 def _create(now: datetime, setting: Setting, world: World, action: Create) -> None:
@@ -148,6 +161,7 @@ def _create(now: datetime, setting: Setting, world: World, action: Create) -> No
         size=action.rung.size,
         zone=action.rung.zone,
         spot=action.rung.spot,
+        regular=action.regular or None,
         target=action.target,
         job_id=action.job_id,
     )
@@ -176,6 +190,10 @@ def _acts_now(now: datetime, runner: Runner, worker: str) -> bool:
 
 
 def is_over(now: datetime, job: Job) -> bool:
+    if waits_for_rerun(now, job) and job.rerun_at is not None:
+        return False
+    if job.rerun_at is not None and now - job.rerun_at < KEEP_FINISHED:
+        return False  # its second attempt is known by it
     if job.state is JobState.COMPLETED and job.completed_at is not None:
         return now - max(job.completed_at, job.received_at) >= KEEP_FINISHED
     return job.missing_since is not None and now - job.missing_since >= GAVE_UP

@@ -33,6 +33,9 @@ class Demand:
     counting: int  # runners that the maximum counts
     leaving: int  # those of them that are on their way out
     short: list[Job] = field(default_factory=list)  # waiting jobs beyond what serves their target, oldest first
+    second: list[tuple[Job, Runner | None]] = field(default_factory=list)
+    """Second attempts at jobs lost to an eviction, each with the regular VM that is kept for it, None while it has none. Neither
+    of the two is counted anywhere above but in `counting`."""
 
     @property
     def uncovered(self) -> list[Job]:
@@ -57,13 +60,15 @@ def demand(now: datetime, world: World) -> Demand:
     """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
     waiting: dict[Target, list[Job]] = defaultdict(list)
     for job in sorted(world.jobs.values(), key=lambda job: (job.created_at, job.job_id)):
-        if job.wants_runner:
+        if job.wants_runner and job.rerun_of is None:
             waiting[job.target].append(job)
+    second = _second_attempts(now, world)
+    kept = {runner.name for _, runner in second if runner is not None}
     bound: dict[Target, list[Runner]] = defaultdict(list)
     ignored: dict[Target, list[Runner]] = defaultdict(list)
     unbound: list[Runner] = []
     for runner in world.runners.values():
-        if not serves(now, runner):
+        if runner.name in kept or not serves(now, runner, world.usual):
             continue
         if runner.target is None:
             unbound.append(runner)
@@ -75,7 +80,15 @@ def demand(now: datetime, world: World) -> Demand:
     leaving = sum(runner.state in LEAVING for runner in existing)
     short = [job for target in waiting for job in _short_of(now, waiting[target], bound.get(target, []))]
     short.sort(key=lambda job: (job.created_at, job.job_id))
-    return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short)
+    return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short, second)
+
+
+def _second_attempts(now: datetime, world: World) -> list[tuple[Job, Runner | None]]:
+    """Each waiting second attempt with the regular VM that was made for it, where that still serves."""
+    jobs = sorted((job for job in world.jobs.values() if job.wants_runner and job.rerun_of), key=lambda job: job.created_at)
+    mine = {runner.job_id: runner for runner in world.runners.values() if runner.regular and serves(now, runner, world.usual)}
+    pairs = [(job, mine.get(job.job_id)) for job in jobs]
+    return [(job, None if runner and ignored_by_github(now, runner, {job.target: [job]}) else runner) for job, runner in pairs]
 
 
 def _may_come(now: datetime, runner: Runner) -> bool:

@@ -29,6 +29,7 @@ PERMISSIONS = {
     "repo": "the repository permission 'Administration: write' (classic token: repo)",
     "enterprise": "a classic token with manage_runners:enterprise",
 }
+WRITE_JOBS = "the repository permission 'Actions: write' (classic token: repo)"
 READ_JOBS = "the repository permission 'Actions: read' (classic token: repo)"
 
 REPOSITORY_GROUP = 1
@@ -117,6 +118,16 @@ class GitHubApi:
             return None
         with understood(call):
             return _report(answer.data)
+
+    async def rerun_job(self, repository: str, job_id: str) -> None:
+        path = f"/repos/{quote(repository)}/actions/jobs/{quote(job_id, safe='')}/rerun"
+        call = Call("POST", path, f"run a job of {repository} again", WRITE_JOBS)
+        try:
+            await self._client.send(call, expect=201)
+        except Misconfigured as error:
+            if "already running" not in str(error):
+                raise
+            raise RetryLater(f"{error}: other jobs of its run go on") from None
 
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         """Raises Misconfigured(area="setup") where GitHub offers no such package, or one without its checksum."""

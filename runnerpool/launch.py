@@ -104,7 +104,7 @@ async def adopt(acting: Acting, runner: Runner) -> bool:
     elif vm.state is VmState.FAILED:
         await _provisioning_failed(acting, runner, vm)
     else:
-        await _accepted(acting, runner)
+        await _accepted(acting, runner, others=True)
     return True
 
 
@@ -123,7 +123,7 @@ async def _put(acting: Acting, runner: Runner, config: JitConfig | None) -> None
     rung: Rung | None = Rung(runner.size, runner.zone, runner.spot)
     rest = resting(Rung(runner.size, runner.zone, runner.spot), acting.head.rests, acting.clock())
     if rest is not None:  # another act was refused it meanwhile
-        refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock())
+        refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
     while rung is not None:
         ready = await acting.revise(runner, _on(rung, acting))
         if ready is None:
@@ -136,7 +136,7 @@ async def _put(acting: Acting, runner: Runner, config: JitConfig | None) -> None
             refusal = str(error)
             log.warning("pool %s: no capacity for %s: %s", acting.pool.name, rung, error)
             await acting.rest(*rest_after(rung, error.code, error.detail, acting.clock()))
-            rung = next_rung(acting.pool.vm, acting.head.rests, acting.clock())
+            rung = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
         except Conflict:
             if not await adopt(acting, runner):
                 raise RetryLater(f"Azure says that a VM {runner.name} exists, and does not show it") from None
@@ -159,15 +159,18 @@ async def _send(acting: Acting, spec: VmSpec) -> None:
 def _on(rung: Rung, acting: Acting) -> Callable[[Runner], Runner]:
     """The row, about to be PUT on this rung: from here on its VM may exist."""
     horizon = acting.clock() + PUT_HORIZON
-    return lambda row: replace(row, size=rung.size, zone=rung.zone, spot=rung.spot, put_until=horizon)
+    shape = acting.pool.vm.shape
+    return lambda row: replace(row, size=rung.size, zone=rung.zone, spot=rung.spot, shape=shape, put_until=horizon)
 
 
-async def _accepted(acting: Acting, runner: Runner) -> None:
+async def _accepted(acting: Acting, runner: Runner, *, others: bool = False) -> None:
+    """`others`: the PUT was not this attempt's own, so nobody knows whether a repetition of it is still on its way."""
     now = acting.clock()
 
     def booting(row: Runner) -> Runner:
         # Where the first attempt's every PUT was answered none can be on its way, so a later 404 is final at once.
-        horizon = None if runner.attempts <= 1 and runner.name not in acting.doubtful else row.put_until
+        sole = runner.attempts <= 1 and runner.name not in acting.doubtful and not others
+        horizon = None if sole else row.put_until
         if row.state is S.CREATING:
             return row.move(S.BOOTING, now, "Azure accepted it", accepted_at=now, put_until=horizon)
         return replace(row, accepted_at=row.accepted_at or now, put_until=horizon)

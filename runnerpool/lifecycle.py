@@ -13,13 +13,12 @@ from datetime import datetime, timedelta
 from runnerpool.labels import pool_of_runner
 from runnerpool.model import ALIVE, Fact, Job, Runner, RunnerState, Snapshot, Target, apply_to_runner, merge
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
+from runnerpool.watchdog import late, lost
 
 S = RunnerState
 
-SLOW_BOOT = timedelta(minutes=10)
-"""Past this a booting VM no longer counts as serving: twice what a stock image usually takes with its downloads."""
-DEAD_BOOT = timedelta(minutes=20)
-"""Past this a VM whose agent has not reported readiness is given up; Azure's own provisioning time-out is 20 minutes."""
+SLOW_ACT = timedelta(minutes=10)
+"""Past this a runner whose PUT or binding gets nowhere no longer counts as serving: a healthy act takes seconds."""
 MUTE = timedelta(minutes=5)
 """A runner whose agent has been silent for this long no longer counts as serving."""
 DELETED_LATE = timedelta(minutes=5)
@@ -27,7 +26,12 @@ DELETED_LATE = timedelta(minutes=5)
 LIST_LAG = timedelta(minutes=2)
 """The list of VMs may leave out a new one for a minute; only after this is its absence worth a direct GET."""
 STUCK = timedelta(minutes=10)
-"""How long a runner may hold a JIT config without listening, or be called busy without a worker, before it is given up."""
+"""How long a runner may be called busy without a worker before it is given up."""
+NOTICE = timedelta(minutes=10)
+"""Azure gives 30 s of notice, and no agent's word keeps its VM out of use for longer than this. A VM that is there so long
+after its time was spared, and serves again."""
+LOG_KEPT = 2_000
+"""Characters of a setup log that are kept: some twenty lines, of which the last ones as a rule name the trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Seen:
 
 
 NOTHING_SEEN = Seen()
+NOTHING_USUAL: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,13 @@ class World:
     runners: dict[str, Runner]
     consumed: dict[str, Fact]
     foreign: dict[str, dict[str, Fact]]
+    usual: Mapping[str, float] = field(default_factory=dict)  # seconds that a phase of a boot usually takes: `watchdog.py`
 
 
 def fold(snapshot: Snapshot, now: datetime, *, prefix: str) -> World:
     """Merges every fact of the partition into its job and the runner that it names. `prefix` begins our runners' names."""
     pool = snapshot.head.pool
-    world = World(dict(snapshot.jobs), dict(snapshot.runners), dict(snapshot.facts), {})
+    world = World(dict(snapshot.jobs), dict(snapshot.runners), dict(snapshot.facts), {}, snapshot.head.usual)
     for key, fact in snapshot.facts.items():
         if f"job:{fact.job_id}" in snapshot.unreadable:
             del world.consumed[key]  # it waits until somebody has mended the row; the runner need not
@@ -83,8 +89,16 @@ def fold(snapshot: Snapshot, now: datetime, *, prefix: str) -> World:
     return world
 
 
-def advance(now: datetime, runner: Runner, seen: Seen) -> Runner:
-    """The runner as this pass's witnesses leave it."""
+def advance(now: datetime, runner: Runner, seen: Seen, usual: Mapping[str, float] = NOTHING_USUAL) -> Runner:
+    """The runner as this pass's witnesses leave it. `usual` is what its pool has learned of boots: `watchdog.py`."""
+    after = _witnessed(now, runner, seen, usual)
+    word = seen.agents.get(runner.name)
+    if after.state is S.FAILED and runner.state is not S.FAILED and isinstance(word, AgentStatus) and word.log:
+        return replace(after, log_tail="\n".join(word.log)[-LOG_KEPT:])
+    return after
+
+
+def _witnessed(now: datetime, runner: Runner, seen: Seen, usual: Mapping[str, float]) -> Runner:
     if runner.state in (S.REQUESTED, S.FINISHED, S.DELETING):
         return _deletion_undone(now, _absence(now, runner, seen), seen.vm(runner.name))
     runner = _absence(now, runner, seen)
@@ -98,7 +112,7 @@ def advance(now: datetime, runner: Runner, seen: Seen) -> Runner:
         runner = _agent(now, runner, word)
     if runner.target is not None and not stale:
         runner = _github(now, runner, seen.registrations.get(runner.target))
-    return _deadlines(now, runner)
+    return _deadlines(now, runner, usual)
 
 
 def _absence(now: datetime, runner: Runner, seen: Seen) -> Runner:
@@ -128,6 +142,8 @@ def _azure(now: datetime, runner: Runner, vm: Vm | None) -> Runner:
         return runner.move(S.FAILED, now, f"Azure could not provision it: {vm.error_code or 'no code'} {vm.error}".strip()[:500])
     if vm.power in ("stopped", "deallocated") and vm.state is VmState.SUCCEEDED:
         return runner.move(S.FAILED, now, f"its VM is {vm.power}")
+    if vm.power == "running" and runner.state is S.BOOTING and runner.running_at is None:
+        return replace(runner, running_at=now)
     return runner
 
 
@@ -142,6 +158,10 @@ def _agent(now: datetime, runner: Runner, word: AgentStatus | AgentTrouble | Non
     if word is AgentTrouble.SILENT:
         return replace(runner, silent_since=now) if runner.answered_at and not runner.silent_since else runner
     runner = replace(runner, silent_since=None, answered_at=runner.answered_at or now)
+    if runner.running_at is None and runner.state is S.BOOTING:
+        runner = replace(runner, running_at=now)
+    if isinstance(word, AgentStatus) and word.eviction_at is not None and runner.spot and runner.eviction_at is None:
+        runner = replace(runner, eviction_at=min(word.eviction_at, now + NOTICE))
     if not isinstance(word, AgentStatus):
         return runner  # a 401 is not its death, and says nothing else
     if runner.state in (S.BUSY, S.RETIRING, S.FAILED):
@@ -164,6 +184,8 @@ def _agent_of_withdrawn(now: datetime, runner: Runner, word: AgentStatus) -> Run
 
 def _agent_without_job(now: datetime, runner: Runner, word: AgentStatus) -> Runner:
     """BOOTING, READY, BINDING or REGISTERED, and no sign of a job."""
+    if word.runner_version and word.runner_version != runner.runner_version:
+        runner = replace(runner, runner_version=word.runner_version)
     ready = runner.ready_at or now
     if word.phase is AgentPhase.LISTENING:
         if word.binding is None or word.binding != runner.github_id:
@@ -204,22 +226,20 @@ def _github(now: datetime, runner: Runner, registrations: Mapping[str, Registrat
     return runner
 
 
-def _deadlines(now: datetime, runner: Runner) -> Runner:
-    age = now - runner.since
-    if runner.state is S.BOOTING and age > DEAD_BOOT:
-        return runner.move(S.FAILED, now, f"its agent was not ready within {DEAD_BOOT.seconds // 60} minutes")
-    if runner.state is S.REGISTERED and runner.online_at is None and age > STUCK:
-        return runner.move(S.FAILED, now, f"its runner was not listening within {STUCK.seconds // 60} minutes")
+def _deadlines(now: datetime, runner: Runner, usual: Mapping[str, float]) -> Runner:
+    if why := lost(now, runner, usual):
+        return runner.move(S.FAILED, now, why)
     silent = runner.silent_since is not None and now - runner.silent_since > 3 * MUTE
     if runner.state in (S.READY, S.BINDING, S.REGISTERED) and silent:
         return runner.move(S.FAILED, now, f"its agent has been silent for {3 * MUTE.seconds // 60} minutes")
     return runner
 
 
-def serves(now: datetime, runner: Runner) -> bool:
-    """Whether this runner can be counted on for a waiting job: alive, not mute, not overdue."""
-    if runner.state not in ALIVE:
+def serves(now: datetime, runner: Runner, usual: Mapping[str, float] = NOTHING_USUAL) -> bool:
+    """Whether this runner can be counted on for a waiting job: alive, not mute, not late."""
+    if runner.state not in ALIVE or (runner.eviction_at is not None and now < runner.eviction_at + NOTICE):
         return False
     if runner.silent_since is not None and now - runner.silent_since > MUTE:
         return False
-    return not (runner.state in (S.CREATING, S.BOOTING, S.BINDING) and now - runner.since > SLOW_BOOT)
+    stuck = runner.state in (S.CREATING, S.BINDING) and now - runner.since > SLOW_ACT
+    return not stuck and not late(now, runner, usual)

@@ -91,6 +91,10 @@ class Job:
     last_vm_at: datetime | None = None
     checked_at: datetime | None = None  # when GitHub was last asked about it
     missing_since: datetime | None = None  # GitHub, asked, has answered 404 since then
+    evicted: str | None = None  # how it was lost to an eviction
+    rerun_at: datetime | None = None  # written BEFORE GitHub is asked to run it again
+    rerun: str | None = None  # what GitHub answered to that, once it is final
+    rerun_of: str | None = None  # the lost job of which this is the second attempt: it gets a regular VM
     etag: str = field(default="", compare=False)
 
     @property
@@ -243,8 +247,11 @@ class Runner:
     size: str = ""
     zone: str | None = None
     spot: bool = False
+    regular: bool | None = None  # True: made for a job lost to an eviction, never to become a spot VM
     target: Target | None = None  # once minted for a target, a VM serves that target only
     job_id: str | None = None  # the job that it was made for; GitHub may give it another
+    shape: str | None = None  # `VmConfig.shape` of the pool file that its VM was made from
+    runner_version: str | None = None  # as its agent last told it
     address: str | None = None
     # -- registration
     minted_at: datetime | None = None  # written BEFORE the first JIT call: from here on a registration may exist
@@ -254,6 +261,7 @@ class Runner:
     # -- phases
     put_until: datetime | None = None  # until when a PUT for this name may still reach Azure; None when none may
     accepted_at: datetime | None = None  # Azure accepted the PUT
+    running_at: datetime | None = None  # when it was first known to run: by Azure's power state, or by its agent's answer
     answered_at: datetime | None = None  # when its agent first answered
     ready_at: datetime | None = None  # when it first could have taken a job; idling runs from here
     busy_at: datetime | None = None
@@ -265,6 +273,8 @@ class Runner:
     # -- what the last polls said, written only when it changes
     silent_since: datetime | None = None
     absent_since: datetime | None = None  # a direct GET has answered 404 since then
+    eviction_at: datetime | None = None  # when Azure will take the spot VM away, as its agent first read it
+    log_tail: str | None = None  # the end of its setup log, written only as it is given up
     # -- claim
     claimed_by: str | None = None
     claimed_until: datetime | None = None
@@ -320,6 +330,17 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A VM that was given up before it was of any use. `log` is the end of its setup log, "" where its agent gave none."""
+
+    at: datetime
+    name: str
+    reason: str
+    job_id: str | None = None
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """The head of a pool. Its ETag serialises every decision that adds capacity."""
 
@@ -329,6 +350,8 @@ class Head:
     paused: bool = False  # no VM is made
     draining: bool = False  # no VM is made, and what idles goes: as if no job waited and the maximum were 0
     boot_seconds: float | None = None  # how long this pool's VMs usually take from PUT to a listening agent; None: unknown
+    usual: Mapping[str, float] = field(default_factory=dict)  # the same in seconds for each `watchdog.Phase`
+    failures: tuple[Failure, ...] = ()  # the newest ones, the newest last: their rows are gone within minutes
     etag: str = field(default="", compare=False)
 
 

@@ -6,13 +6,14 @@ Each rule of scaling is a function of its own. Every action carries the reason t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from runnerpool.capacity import Rung, next_rung
+from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun, Retire
+from runnerpool.capacity import next_rung
 from runnerpool.config import PoolConfig, warm_minimum
 from runnerpool.deletion import basis
-from runnerpool.demand import LEAVING, Demand, demand
+from runnerpool.demand import LEAVING, Demand, demand, may_make
+from runnerpool.eviction import why_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, STUCK, Seen, World
 from runnerpool.model import Basis, Head, Job, JobState, Runner, RunnerState, Target
 from runnerpool.ports import AgentStatus, AgentTrouble
@@ -21,68 +22,15 @@ S = RunnerState
 
 INTERVAL = timedelta(seconds=30)
 """The reconcile interval: fewer waiting jobs than the threshold get their VMs once one of them has waited this long."""
+OLD = timedelta(days=20)
+"""GitHub gives no jobs to a runner whose version is 30 days behind; a VM's runner is as old as the VM, or older where its
+image has it."""
+RENEWED = 0.1
+"""Of the warm minimum, how many idle VMs are replaced at once: the others are there for the jobs that come meanwhile."""
 ASKS = 10
 """Jobs that one pass may ask GitHub about: 10 every 30 s is 1,200 calls an hour of at least 5,000."""
 EXIT_GRACE = timedelta(minutes=1)
 """How long after its runner program ended a busy row waits for GitHub's word before GitHub is asked."""
-
-
-# ---------------------------------------------------------------------------------------------- actions
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """Make a VM. With a target it is for `job_id` and may be registered at birth; without, it is for the warm minimum."""
-
-    rung: Rung
-    target: Target | None
-    job_id: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """Register a ready VM for a target and hand it the JIT config."""
-
-    runner: str
-    target: Target
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Ask GitHub to drop the registration; the first half of a deletion."""
-
-    runner: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """Delete the VM: rule 1 is met by `basis`."""
-
-    runner: str
-    basis: Basis
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Drop the row: no VM was asked for, or none is there any more and none can come."""
-
-    runner: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Park:
-    """Leave the job aside until GitHub, asked now, has said how it stands."""
-
-    job_id: str
-    reason: str
-
-
-Action = Create | Bind | Retire | Delete | Forget | Park
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -97,12 +45,16 @@ def plan(
     """
     need = demand(now, world)
     binds = list(bindings(now, pool, need, home))
+    taken = {bind.runner for bind in binds}
+    leaving = surplus(now, pool, need, taken)
     return [
         *parks(now, pool, world),
+        *reruns(now, pool, world),
         *withdrawals(now, world, seen),
         *forgets(world),
         *binds,
-        *surplus(now, pool, need, {bind.runner for bind in binds}),
+        *leaving,
+        *renewals(now, pool, head, need, taken | _names(leaving)),
         *creates(now, pool, head, need),
     ]
 
@@ -141,6 +93,11 @@ def parks(now: datetime, pool: PoolConfig, world: World) -> list[Park]:
     return [Park(job.job_id, reason) for job, reason in due[:ASKS]]
 
 
+def reruns(now: datetime, pool: PoolConfig, world: World) -> list[Rerun]:
+    due = ((job, why_rerun(now, pool, job, world.jobs)) for job in world.jobs.values())
+    return [Rerun(job.job_id, reason) for job, reason in due if reason][:ASKS]
+
+
 def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World) -> str:
     """Why GitHub should be asked about this job now, "" when it should not."""
     quiet = now - (job.checked_at or job.received_at)
@@ -172,6 +129,9 @@ def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World) -> str:
 
 def bindings(now: datetime, pool: PoolConfig, need: Demand, home: Target | None) -> Iterable[Bind]:
     """Which ready VMs are registered now: for waiting jobs; with `keep_registered`, ahead of need where there is one target."""
+    for job, runner in need.second:
+        if runner is not None and _ready(now, [runner]):
+            yield Bind(runner.name, job.target, f"job {job.job_id} is the second attempt at one that was lost to an eviction")
     lacking: list[Job] = []
     for target, jobs in need.waiting.items():
         mine = need.bound.get(target, [])
@@ -206,15 +166,27 @@ def _ahead_of_need(now: datetime, need: Demand, free: Sequence[Runner], home: Ta
 
 def creates(now: datetime, pool: PoolConfig, head: Head, need: Demand) -> list[Create]:
     """New VMs: wanted serving = min(waiting + warm minimum, maximum − everything else that counts)."""
-    rung = None if head.paused else next_rung(pool.vm, head.rests, now)
     room = pool.maximum_pool_size - need.counting
-    if rung is None or room <= 0:
+    if head.paused or room <= 0:
         return []
+    second = _second_attempts(now, pool, head, need)
+    rung = next_rung(pool.vm, head.rests, now)
+    if rung is None:
+        return second[:room]
     warm = warm_minimum(pool, now)
     jobs = need.uncovered if _triggers(now, pool, need.uncovered) else []
     wanted = [Create(rung, job.target, job.job_id, f"job {job.job_id} waits for a runner") for job in jobs]
     wanted += [Create(rung, None, None, f"the warm minimum is {warm}")] * max(warm - need.spare, 0)
-    return wanted[:room]
+    return [*second, *wanted][:room]
+
+
+def _second_attempts(now: datetime, pool: PoolConfig, head: Head, need: Demand) -> list[Create]:
+    """A regular VM for each job that was lost with a spot VM; idle spot VMs are not counted on for it."""
+    rung = next_rung(pool.vm, head.rests, now, regular=True)
+    if rung is None:
+        return []
+    jobs = [job for job, runner in need.second if runner is None and may_make(now, job)]
+    return [Create(rung, job.target, job.job_id, f"job {job.job_id} was lost to an eviction", regular=True) for job in jobs]
 
 
 def _triggers(now: datetime, pool: PoolConfig, uncovered: Sequence[Job]) -> bool:
@@ -253,6 +225,34 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
     return actions
 
 
+def renewals(now: datetime, pool: PoolConfig, head: Head, need: Demand, taken: Collection[str] = ()) -> list[Action]:
+    """Idle VMs that are no longer what the pool file asks for, or too old for GitHub: a few at a time, each round once what
+    replaces the last one is there, and none while the pool could not make another. Not those in `taken`."""
+    if head.paused or next_rung(pool.vm, head.rests, now) is None:
+        return []
+    warm = warm_minimum(pool, now)
+    coming = sum(runner.state not in _IDLE for runner in need.unbound)
+    few = max(1, int(warm * RENEWED)) - need.leaving - coming - max(warm - need.spare, 0)
+    shape = pool.vm.shape
+    idle = [runner for runner in _spare(need, taken) if runner.state in _IDLE]
+    stale = [(runner, why) for runner in idle if (why := _stale(now, pool, runner, shape))]
+    return [_go(runner, why) for runner, why in stale[: max(few, 0)]]
+
+
+def _stale(now: datetime, pool: PoolConfig, runner: Runner, shape: str) -> str:
+    """Why this VM is to be replaced, "" when it is not. A row from before shapes were written keeps its VM."""
+    if runner.shape is not None and runner.shape != shape:
+        return "the pool's image, disk, script or settings have changed since it was made"
+    if runner.shape is not None and runner.size not in pool.vm.sizes:
+        return f"the pool has no {runner.size} any more"
+    age = now - (runner.accepted_at or runner.created_at)
+    return f"its runner is {age.days} days old, and GitHub gives no jobs to one 30 days behind" if age >= OLD else ""
+
+
+def _names(actions: Iterable[Action]) -> set[str]:
+    return {action.runner for action in actions if not isinstance(action, Create | Park | Rerun)}
+
+
 def _spare(need: Demand, taken: Collection[str]) -> list[Runner]:
     """Runners that no waiting job of their own target needs. Those bound for a target go before those bound for none."""
 
@@ -265,6 +265,7 @@ def _spare(need: Demand, taken: Collection[str]) -> list[Runner]:
     return [*leave([*bound, *ignored]), *leave(need.unbound)[:free]]
 
 
+_IDLE = frozenset({S.READY, S.REGISTERED})
 _LEAVES = frozenset({S.REQUESTED, S.READY, S.REGISTERED})
 """States that are left without waste; a VM on its way is let arrive."""
 

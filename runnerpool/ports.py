@@ -248,6 +248,12 @@ class GitHub(Protocol):
     async def get_job(self, repository: str, job_id: str) -> JobReport | None:
         """One job, None for a 404 (deleted, or a lost permission)."""
 
+    async def rerun_job(self, repository: str, job_id: str) -> None:
+        """Runs one job again, and what depends on it, as new jobs of the run's next attempt.
+
+        Raises RetryLater as long as another job of the run is running, Gone for a job that GitHub no longer has.
+        """
+
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         """The release that GitHub's downloads endpoint names for `os` (linux, win) and `arch` (x64, arm64)."""
 

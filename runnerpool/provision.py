@@ -39,6 +39,7 @@ class Committed:
     decision: Decision
     runners: list[Runner]
     asks: list[Job]
+    reruns: list[Job]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +104,7 @@ class Engine:
             head=committed.decision.head,
             lists={target: dict(found) for target, found in seen.registrations.items()},
         )
-        await act(acting, committed.runners, committed.asks)
+        await act(acting, committed.runners, committed.asks, committed.reruns)
 
     async def plan_once(self, name: str, seen: Seen, worker: str) -> Committed | None:
         """One plan, committed. None where others kept planning this pool: they saw the same rows."""
@@ -114,7 +115,7 @@ class Engine:
             snapshot = await self.ledger.read_pool(name)
             decision = decide(self.clock(), setting, snapshot, seen)
             if not decision.changes:
-                return Committed(decision=decision, runners=[], asks=[])
+                return Committed(decision=decision, runners=[], asks=[], reruns=[])
             try:
                 runners, jobs = await self.ledger.commit(decision)
             except (Conflict, RetryLater) as error:
@@ -128,6 +129,7 @@ class Engine:
                 decision=decision,
                 runners=[runners[mine] for mine in decision.mine],
                 asks=[jobs[job.job_id] for job in decision.asks],
+                reruns=[jobs[job.job_id] for job in decision.reruns],
             )
         log.info("pool %s: others planned it %d times meanwhile; left to them", name, CONTEST)
         return None

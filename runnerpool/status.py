@@ -132,7 +132,21 @@ def _pool(now: datetime, config: Config, pool: PoolConfig, snapshot: Snapshot) -
             for job in running[:LISTED]
         ],
         "time_to_start_seconds": _spread(started),
+        "evicting": [
+            {"runner": runner.name, "at": runner.eviction_at.isoformat()}
+            for runner in world.runners.values()
+            if runner.eviction_at is not None
+        ],
+        "evicted": [
+            {"job": job.job_id, "name": job.job_name, "repository": job.repository, "reason": job.evicted, "rerun": job.rerun}
+            for job in world.jobs.values()
+            if job.evicted is not None
+        ],
         "resting": rests,
+        "failures": [
+            {"at": failure.at.isoformat(), "runner": failure.name, "reason": failure.reason, "setup_log": failure.log}
+            for failure in reversed(snapshot.head.failures)
+        ],
         "unreadable_rows": list(snapshot.unreadable),
     }
 

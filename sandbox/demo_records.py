@@ -22,6 +22,7 @@ class Order:
     pool_of: Mapping[int, str]
     cancelled: frozenset[int]
     replayed: Mapping[int, str]
+    evicted: frozenset[int] = frozenset()  # jobs whose VM was taken away: each has to be run again, on a regular one
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,36 @@ class Records:
         self.deliveries: Sequence[State] = github.get("deliveries", ())
         self.vms: Sequence[State] = arm["vms"]
         self.peaks: Mapping[str, int] = arm["peaks"]
+        self.log: Sequence[State] = arm["log"]
+        self.spot = {entry["vm"] for entry in self.log if entry["event"] == "accepted" and entry.get("detail") == "spot"}
         self.pool_of_vm = {entry["vm"]: entry["pool"] for entry in arm["log"] if entry["event"] == "accepted"}
 
     @property
     def replays(self) -> int:
         return sum(attempt["redelivery"] for attempt in self.deliveries)
+
+    def second_attempt(self, job_id: int) -> State | None:
+        """The job that GitHub made when it was asked to run this one again."""
+        first = self.jobs[job_id]
+        for job in self.jobs.values():
+            if (job["run_id"], job["name"]) == (first["run_id"], first["name"]) and job["attempt"] > first["attempt"]:
+                return job
+        return None
+
+    def _last_attempt(self, job: State, order: Order) -> State:
+        again = self.second_attempt(job["id"]) if job["id"] in order.evicted else None
+        return again or job
+
+    def told(self, job_id: int) -> bool:
+        """Whether a delivery said that this job is over."""
+        said = [one for one in self.deliveries if (one["job"], one["action"]) == (job_id, "completed")]
+        return any(one["status"] != "dropped" for one in said)
+
+    def registered_again(self, name: str, runner_id: int) -> bool:
+        """Whether this name has, or ran a job with, another registration than this one."""
+        now = [(runner["name"], runner["id"]) for runner in self.runners]
+        then = [(job["runner_name"], job["runner_id"]) for job in self.jobs.values()]
+        return any(known == name and other != runner_id for known, other in now + then)
 
     def left(self, pool: str) -> int:
         """VMs of the pool that Azure still has, those that are being deleted included."""
@@ -61,7 +87,7 @@ class Records:
         waits = [_moment(job["started_at"]) - _moment(job["created_at"]) for job in jobs if job["started_at"]]
         return Tally(
             pool=pool,
-            completed=sum(job["conclusion"] == "success" for job in jobs),
+            completed=sum(self._last_attempt(job, order)["conclusion"] == "success" for job in jobs),
             cancelled=sum(job["conclusion"] == "cancelled" for job in jobs),
             vms_made=sum(made_for == pool for made_for in self.pool_of_vm.values()),
             peak=self.peaks.get(pool, 0),
@@ -72,6 +98,7 @@ class Records:
     def settled(self, order: Order, pools: Sequence[PoolConfig]) -> bool:
         """Whether every job is over, and every pool has exactly its warm minimum with nothing under way."""
         over = all(self.jobs[job_id]["status"] == "completed" for job_id in order.pool_of)
+        over = over and not any(self._faults_of_evicted(job_id, order.pool_of[job_id]) for job_id in order.evicted)
         calm = all(vm["power"] == "running" and not vm["delete_accepted"] for vm in self.vms)
         return over and calm and all(self.left(pool.name) == pool.minimum_warm_vms for pool in pools)
 
@@ -96,10 +123,20 @@ class Records:
             return [f"job {job_id} of {pool} is {job['status']}"]
         if job_id in order.cancelled:
             return [] if job["conclusion"] == "cancelled" else [f"job {job_id} was cancelled and ended as {job['conclusion']}"]
+        if job_id in order.evicted:
+            return self._faults_of_evicted(job_id, pool)
         ran_in = self.pool_of_vm.get(job["runner_name"])
         if job["conclusion"] != "success":
             return [f"job {job_id} of {pool} ended as {job['conclusion']}"]
         return [] if ran_in == pool else [f"job {job_id} of {pool} ran on {job['runner_name']}, a VM of {ran_in}"]
+
+    def _faults_of_evicted(self, job_id: int, pool: str) -> list[str]:
+        again = self.second_attempt(job_id)
+        if again is None or again["conclusion"] != "success":
+            return [f"job {job_id} of {pool} was lost to an eviction and not run again to its end"]
+        runner = again["runner_name"]
+        right = self.pool_of_vm.get(runner) == pool and runner not in self.spot
+        return [] if right else [f"job {job_id} of {pool} was run again on {runner}, which is no regular VM of its pool"]
 
     def _not_replayed(self, order: Order) -> list[tuple[int, str]]:
         """Those of which fewer than two attempts were made, or none after the job's last event."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from sandbox.demo_faults import SPOT, Mishaps
 from sandbox.demo_records import Order, Records
 from sandbox.live_table import LiveTable, View
 from sandbox.stack import Stack
@@ -23,7 +24,9 @@ LOOK_SECONDS = 1.0
 class Story:
     """One run of the story. `order` grows as jobs are queued."""
 
-    def __init__(self, *, stack: Stack, app_url: str, http: aiohttp.ClientSession, table: LiveTable, jobs: int) -> None:
+    def __init__(
+        self, *, stack: Stack, app_url: str, http: aiohttp.ClientSession, table: LiveTable, jobs: int, faults: bool = False
+    ) -> None:
         self._stack = stack
         self._app_url = app_url
         self._http = http
@@ -36,10 +39,12 @@ class Story:
         self._cancelled: set[int] = set()
         self._replayed: dict[int, str] = {}
         self.pools = stack.config.pools
+        self.mishaps = Mishaps(stack, http, self.records) if faults else None
 
     @property
     def order(self) -> Order:
-        return Order(pool_of=self._pool_of, cancelled=frozenset(self._cancelled), replayed=self._replayed)
+        evicted = frozenset(self.mishaps.evicted) if self.mishaps else frozenset()
+        return Order(pool_of=self._pool_of, cancelled=frozenset(self._cancelled), replayed=self._replayed, evicted=evicted)
 
     @property
     def seconds(self) -> float:
@@ -54,7 +59,13 @@ class Story:
                 self._tell("the warm VMs are made, before any job is there")
                 await self._until_settled()
             async with asyncio.timeout(180 + 3 * self._count):
+                if self.mishaps:
+                    self._tell("a zone is full, an agent dead, a delivery lost, an idle registration dropped")
+                    await self.mishaps.before_jobs()
                 await self._queue_jobs()
+                if self.mishaps:
+                    self._tell("a spot VM is taken away from a job")
+                    await self.mishaps.evict(await self._queue(self.pools[SPOT].name, self.pools[SPOT].labels, 1))
                 self._tell("every job is queued")
                 await self._replay()
                 self._tell("waiting for the last jobs, and for the fleet to be the warm minimum again")
@@ -130,7 +141,9 @@ class Story:
         """Settled twice in a row: a VM may be about to be made, or deleted, when it looks so once."""
         calm = 0
         while calm < 2:
-            calm = calm + 1 if (await self.records()).settled(self.order, self.pools) else 0
+            records = await self.records()
+            over = self.mishaps is None or self.mishaps.over(records)
+            calm = calm + 1 if over and records.settled(self.order, self.pools) else 0
             await asyncio.sleep(LOOK_SECONDS)
 
     # ------------------------------------------------------------------------------------------ what a person sees

@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec
 
+from runnerpool.actions import Action
 from runnerpool.config import Config, PoolConfig
 from runnerpool.decide import CLAIM, Setting
 from runnerpool.lifecycle import Seen, World
 from runnerpool.model import Fact, Head, Job, Runner, RunnerState
-from runnerpool.plan import Action, plan
+from runnerpool.plan import plan
 from runnerpool.ports import AgentPhase, AgentStatus
 from tests.sim.loop import EPOCH, VirtualLoop, run
 
@@ -78,7 +79,7 @@ def runner(state: RunnerState = RunnerState.READY, name: str = "aaaaaaaaaa", *, 
     S, since = RunnerState, NOW - age
     made = Runner(f"hw-linux-{name}", "linux", state, since, since - 5 * MINUTE, size="Standard_D4ads_v5")
     if state not in (S.REQUESTED, S.CREATING):
-        made = replace(made, accepted_at=since - 5 * MINUTE)
+        made = replace(made, accepted_at=since if state is S.BOOTING else since - 5 * MINUTE)
     if state not in (S.REQUESTED, S.CREATING, S.BOOTING):
         made = replace(made, ready_at=since, answered_at=since, address="10.0.0.4")
     if state in (S.REGISTERED, S.BUSY, S.FINISHED, S.RETIRING):

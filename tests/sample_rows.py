@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from runnerpool.model import Basis, Fact, Head, Job, Rest, Runner, RunnerState
+from runnerpool.model import Basis, Fact, Failure, Head, Job, Rest, Runner, RunnerState
 
 NOW = datetime(2026, 11, 23, 18, 0, 0, 123456, tzinfo=UTC)
 
@@ -55,6 +55,10 @@ JOB = Job(
     last_vm_at=NOW,
     checked_at=NOW,
     missing_since=NOW,
+    evicted="its spot VM was taken away",
+    rerun_at=NOW,
+    rerun="GitHub runs it again",
+    rerun_of="3",
 )
 RUNNER = Runner(
     name="hw-linux-x64-abc123",
@@ -66,8 +70,11 @@ RUNNER = Runner(
     size="Standard_D4ads_v5",
     zone="2",
     spot=True,
+    regular=True,
     target="repo:octo-org/hello",
     job_id="1",
+    shape="0123456789ab",
+    runner_version="2.330.0",
     address="10.0.0.4",
     minted_at=NOW,
     github_id=2**40,
@@ -82,9 +89,12 @@ RUNNER = Runner(
     basis=Basis.COMPLETED,
     delete_accepted_at=NOW,
     silent_since=NOW,
+    running_at=NOW,
     answered_at=NOW,
     exited_at=NOW,
     absent_since=NOW,
+    eviction_at=NOW,
+    log_tail="E: no space",
     claimed_by="provision-7f",
     claimed_until=NOW,
     not_before=NOW,
@@ -95,7 +105,10 @@ HEAD = Head(
     revision=2**33,
     rests={"spot/Standard_D4ads_v5/1": Rest(until=NOW, code="SkuNotAvailable"), "spot": Rest(until=NOW, code="Überlast")},
     paused=True,
+    draining=True,
     boot_seconds=92.0,
+    usual={"running": 30.0, "answering": 45.5},
+    failures=(Failure(at=NOW, name="hw-linux-x64-abc124", reason="its agent did not answer", job_id="1", log="E: 404"),),
 )
 SMALL_FACT = Fact("2", "queued", "queued", "linux-x64", "o/r", "org:o", (), NOW, NOW, "d")
 SMALL_JOB = Job("2", "linux-x64", "o/r", "org:o", (), NOW, NOW)

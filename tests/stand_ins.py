@@ -170,6 +170,10 @@ class Hub(Recording):
         self.begin("get_job", job_id)
         return self.jobs.get(job_id)
 
+    async def rerun_job(self, repository: str, job_id: str) -> None:
+        self.begin("rerun", job_id)
+        self.end("rerun")
+
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         self.begin("package")
         return RunnerPackage("2.330.0", "https://example.com/2.330.0.tar.gz", "00")

@@ -21,8 +21,8 @@ from runnerpool.capacity import (
     rest_after,
     resting,
 )
-from runnerpool.config import VmConfig
 from runnerpool.model import Rest
+from runnerpool.vm_config import VmConfig
 from tests.made_rows import MINUTE, NOW
 
 TWO = ["Standard_D4ads_v5", "Standard_D4as_v5"]
@@ -63,11 +63,14 @@ def test_a_sizes_name_tells_its_quota_family_and_its_processor(size: str, quota_
 
 ZONAL, SPOT, REGIONAL = Rung(TWO[0], "1", False), Rung(TWO[0], "1", True), Rung(TWO[0], None, False)
 HERE, OTHER_ZONE, OTHER_FAMILY, THE_SPOT = "here", "other zone", "other family", "spot"
+SPOT_THERE, OTHER_SPOT = "spot in another zone", "spot of another size"
 RUNGS = {
     HERE: ZONAL,
     OTHER_ZONE: Rung(TWO[0], "2", False),
     OTHER_FAMILY: Rung(TWO[1], "1", False),
     THE_SPOT: SPOT,
+    SPOT_THERE: Rung(TWO[0], "2", True),
+    OTHER_SPOT: Rung(TWO[1], "1", True),
 }
 
 
@@ -85,9 +88,17 @@ RUNGS = {
             {HERE, OTHER_ZONE, OTHER_FAMILY},
             QUOTA_REST,
         ),
-        (SPOT, "OperationNotAllowed", "exceeding approved LowPriorityCores quota", {THE_SPOT}, SPOT_REST),
+        (
+            SPOT,
+            "OperationNotAllowed",
+            "exceeding approved LowPriorityCores quota",
+            {THE_SPOT, SPOT_THERE, OTHER_SPOT},
+            SPOT_REST,
+        ),
         (SPOT, "SkuNotAvailable", "", {THE_SPOT}, SPOT_REST),
         (SPOT, "AllocationFailed", "", {THE_SPOT}, SPOT_REST),
+        (SPOT, "AzureSpotIsNotSupportedForThisVMSize", "", {THE_SPOT, SPOT_THERE}, SPOT_REST),
+        (SPOT, "AzureSpotFeatureNotEnabledForSubscription", "", {THE_SPOT, SPOT_THERE, OTHER_SPOT}, SPOT_REST),
     ],
 )
 def test_what_rests_after_a_refusal_and_for_how_long(

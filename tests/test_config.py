@@ -428,6 +428,35 @@ def test_files_are_meant_from_the_folder_of_the_pool_file(tmp_path: Path) -> Non
     assert config.pools[0].vm.setup_script == str(tmp_path / "setup.sh")
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"sizes": ["Standard_D8s_v5"]}, True),  # an existing VM has its own size
+        ({"zones": ["1"], "priority": "spot", "ssh_public_key": "ssh-ed25519 AAAA"}, True),
+        ({"image": "Canonical:ubuntu-24_04-lts:server:24.04.202611"}, False),
+        ({"os_disk": {"size_gb": 128}}, False),
+        ({"runner_version": "2.330.0"}, False),
+        ({"job_sudo": False}, False),
+        ({"proxy": {"http_proxy": "http://proxy.example.com:3128"}}, False),
+    ],
+)
+def test_the_shape_tells_apart_what_makes_an_existing_vm_wrong(changes: dict[str, Any], same: bool) -> None:
+    before = pool(vm={"sizes": ["Standard_D2s_v5"]}).vm.shape
+    assert (pool(vm={"sizes": ["Standard_D2s_v5"], **changes}).vm.shape == before) is same
+
+
+@pytest.mark.parametrize("key", ["setup_script: f", "proxy: {ca_bundle: f}"])
+def test_a_script_that_changes_under_its_path_changes_the_shape(tmp_path: Path, key: str) -> None:
+    def shape(content: str) -> str:
+        (tmp_path / "f").write_text(content)
+        text = SMALLEST.replace("[Standard_D4ads_v5]}", f"[Standard_D4ads_v5], {key}}}")
+        return load(tmp_path, text).pools[0].vm.shape
+
+    assert shape("echo") == shape("echo")
+    assert shape("echo") != shape("echo again")
+
+
 # ---------------------------------------------------------------------------------------------- pools beside each other
 
 TWO = SMALLEST + POOL.replace("x64", "arm64")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnerpool.decide import CLAIM, GAVE_UP, KEEP_FINISHED, decide, is_over
+from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, decide, is_over
 from runnerpool.lifecycle import Seen
 from runnerpool.model import SKEW, TRANSITIONS, Basis, Fact, Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
@@ -112,6 +112,35 @@ def test_the_usual_boot_time_follows_the_new_ones_slowly() -> None:
     assert first.boot_seconds == 100
     known = snapshot(row, head=Head("linux", boot_seconds=200))
     assert decide(NOW, setting(pool(minimum_warm_vms=1)), known, booted(row)).head.boot_seconds == 170
+
+
+def test_the_usual_time_of_each_phase_is_learned_as_it_ends_and_a_pass_without_an_end_changes_no_head() -> None:
+    warm = setting(pool(minimum_warm_vms=1))
+    row = runner(S.BOOTING, accepted_at=NOW - timedelta(seconds=40))
+    running = Seen(NOW, {row.name: row.since}, vms={row.name: Vm(row.name, VmState.SUCCEEDED, {}, NOW, power="running")})
+    first = decide(NOW, warm, snapshot(row), running)
+    assert first.head.usual == {"running": 40}
+    after = snapshot(*first.runners.values(), head=first.head)
+    assert decide(NOW + MINUTE, warm, after, running).head == first.head
+    last = decide(NOW + MINUTE, warm, after, booted(row)).head
+    assert last.usual == {"running": 40, "answering": 60, "ready": 0}
+
+
+def test_why_vms_never_became_useful_is_kept_in_the_head_the_newest_few() -> None:
+    rows = [runner(S.BOOTING, str(n), accepted_at=NOW - 21 * MINUTE, job_id=str(n)) for n in range(FAILURES_KEPT + 1)]
+    head = decide(NOW, setting(), snapshot(*rows)).head
+    assert [failure.name for failure in head.failures] == [row.name for row in rows[1:]]
+    assert {failure.reason for failure in head.failures} == {"Azure did not have it running within 20 minutes"}
+    assert not decide(NOW, setting(), snapshot(runner(S.READY, silent_since=NOW - 16 * MINUTE))).head.failures
+
+
+def test_a_vm_that_takes_longer_than_the_pool_is_used_to_is_replaced_and_welcome_when_it_comes() -> None:
+    row = runner(S.BOOTING, running_at=NOW - 9 * MINUTE, target=ORG, job_id="1")
+    waits = job(vms_made=1, last_vm_at=NOW)
+    assert len(decide(NOW, setting(), snapshot(waits, row)).runners) == 2
+    slow = Head("linux", usual={"answering": 240.0})  # a pool that boots slowly waits longer
+    assert len(decide(NOW, setting(), snapshot(waits, row, head=slow)).runners) == 1
+    assert decide(NOW, setting(pool(minimum_warm_vms=1)), snapshot(row), booted(row)).runners[row.name].state is S.READY
 
 
 @pytest.mark.parametrize(("code", "rests"), [("AllocationFailed", 1), ("OSProvisioningTimedOut", 0)])

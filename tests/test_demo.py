@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ ORDER = Order(
 def job(job_id: int, runner: str | None, **changes: Any) -> dict[str, Any]:
     at = "2025-01-01T00:00:00+00:00"
     done = {"status": "completed", "conclusion": "success", "created_at": at, "started_at": "2025-01-01T00:00:07+00:00"}
-    return {"id": job_id, "runner_name": runner, **done, **changes}
+    return {"id": job_id, "runner_name": runner, "runner_id": None, "run_id": job_id, "name": "", "attempt": 1, **done, **changes}
 
 
 def vm(name: str, pool: str) -> dict[str, Any]:
@@ -105,6 +106,45 @@ def test_nothing_is_settled_while_something_is_under_way(unsettle: Callable[[Any
     arm, github = copy.deepcopy(good())
     unsettle(arm, github)
     assert not Records(arm=arm, github=github).settled(ORDER, CONFIG.pools)
+
+
+def evicted(**second: Any) -> tuple[Records, Order]:
+    """Job 2 was lost with its VM; `second` is its second attempt."""
+    arm, github = good()
+    arm["log"] += [{"event": "accepted", "vm": "s", "pool": "linux-x64", "detail": "spot"}]
+    arm["log"] += [{"event": "accepted", "vm": "r", "pool": "linux-x64"}]
+    github["jobs"][1].update(conclusion="failure", runner_name="s", run_id=7, name="build", attempt=1)
+    if second:
+        github["jobs"].append(job(9, **{"run_id": 7, "name": "build", "attempt": 2, **second}))
+    return Records(arm=arm, github=github), replace(ORDER, evicted=frozenset({2}))
+
+
+def test_a_job_lost_to_an_eviction_has_to_be_run_again_on_a_regular_vm() -> None:
+    records, order = evicted(runner="r")
+    assert records.faults(order, CONFIG.pools) == []
+    assert records.settled(order, CONFIG.pools)
+    assert records.tally("linux-x64", order).completed == 2
+    for second in ({}, {"runner": "r", "conclusion": "failure"}, {"runner": "s2"}, {"runner": "s"}):
+        records, order = evicted(**second)
+        assert records.faults(order, CONFIG.pools)
+        assert not records.settled(order, CONFIG.pools)
+    assert records.faults(ORDER, CONFIG.pools)  # a job that fails otherwise is not excused
+
+
+def test_a_lost_delivery_and_a_new_registration_are_seen_in_the_records() -> None:
+    arm, github = good()
+    github["deliveries"] = [{"job": 1, "action": "completed", "status": "dropped"}]
+    github["jobs"][0].update(runner_id=8)
+    github["runners"] = [{"name": "w1", "id": 5}]
+    records = Records(arm=arm, github=github)
+    assert not records.told(1)
+    assert records.registered_again("a", 7)
+    assert not records.registered_again("w1", 5)
+
+
+def test_the_demo_with_faults_has_a_pool_file_in_which_they_can_be_come_through(tmp_path: Path) -> None:
+    spot, kept = load_config(scaled_pool_file(tmp_path, 24, faults=True)).pools
+    assert (spot.vm.priority, spot.rerun_evicted, kept.keep_registered) == ("spot-then-regular", True, True)
 
 
 def test_more_jobs_get_larger_pools(tmp_path: Path) -> None:

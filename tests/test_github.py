@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from runnerpool.errors import Conflict, Misconfigured, RetryLater
+from runnerpool.errors import Conflict, Gone, Misconfigured, RetryLater
 from runnerpool.github import GitHubApi, Token
 from runnerpool.ports import GitHub, Removal
 from sandbox.github import Group
@@ -204,3 +204,20 @@ async def test_a_platform_without_a_runner_is_a_matter_of_setup(start: Start) ->
     with pytest.raises(Misconfigured, match="linux on riscv64") as caught:
         await place.github.runner_package(TARGET, "linux", "riscv64")
     assert caught.value.area == "setup"
+
+
+# ---------------------------------------------------------------------------------------------- jobs run again
+
+
+async def test_a_job_is_run_again_as_a_new_job_of_the_same_run_once_the_run_is_over(start: Start) -> None:
+    place = await start()
+    job = place.queue(outcome="failure")
+    with pytest.raises(RetryLater, match="already running") as caught:
+        await place.github.rerun_job(REPOSITORY, str(job.id))
+    assert not caught.value.uncertain
+    await (await place.client.mint("hw-a")).run_one_job()
+    await place.github.rerun_job(REPOSITORY, str(job.id))
+    again = next(one for one in place.sandbox.world.jobs.values() if one is not job)
+    assert (again.run_id, again.name, again.attempt, again.status) == (job.run_id, job.name, 2, "queued")
+    with pytest.raises(Gone):
+        await place.github.rerun_job(REPOSITORY, "1")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runnerpool.lifecycle import DEAD_BOOT, MUTE, SLOW_BOOT, STUCK, Seen, advance, fold, serves
+from runnerpool.lifecycle import LOG_KEPT, MUTE, SLOW_ACT, Seen, advance, fold, serves
 from runnerpool.model import Head, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
 from tests.made_rows import MINUTE, NOW, ORG, fact, job, runner, status
@@ -96,7 +96,7 @@ def test_silence_begins_with_the_first_poll_without_an_answer_and_ends_with_any_
 
 
 def test_a_machine_that_never_answered_is_not_called_silent_but_not_waited_for_for_ever() -> None:
-    row = runner(S.BOOTING, age=DEAD_BOOT)
+    row = runner(S.BOOTING, running_at=NOW - 20 * MINUTE)
     assert advance(NOW, row, seen(row, AgentTrouble.SILENT)) == row
     assert advance(NOW + MINUTE, row, seen(row, AgentTrouble.SILENT)).state is S.FAILED
 
@@ -208,9 +208,10 @@ def test_an_address_comes_from_azures_nics_and_is_not_lost_when_they_are_not_rea
 @pytest.mark.parametrize(
     ("row", "state"),
     [
-        (runner(S.BOOTING, age=DEAD_BOOT + MINUTE), S.FAILED),
-        (runner(S.REGISTERED, age=STUCK + MINUTE, online_at=None), S.FAILED),
-        (runner(S.REGISTERED, age=STUCK + MINUTE), S.REGISTERED),
+        (runner(S.BOOTING, accepted_at=NOW - 21 * MINUTE), S.FAILED),
+        (runner(S.BOOTING, accepted_at=NOW - 40 * MINUTE, running_at=NOW - 19 * MINUTE), S.BOOTING),
+        (runner(S.REGISTERED, age=11 * MINUTE, online_at=None), S.FAILED),
+        (runner(S.REGISTERED, age=11 * MINUTE), S.REGISTERED),
         (runner(S.READY, silent_since=NOW - 16 * MINUTE), S.FAILED),
         (runner(S.READY, silent_since=NOW - 14 * MINUTE), S.READY),
         (runner(S.BUSY, silent_since=NOW - timedelta(hours=5)), S.BUSY),
@@ -224,10 +225,11 @@ def test_a_runner_that_gets_nowhere_is_given_up(row: Runner, state: RunnerState)
     ("row", "expected"),
     [
         (runner(S.REQUESTED, age=timedelta(hours=1)), True),
-        (runner(S.CREATING, age=SLOW_BOOT), True),
-        (runner(S.CREATING, age=SLOW_BOOT + MINUTE), False),
-        (runner(S.BOOTING, age=SLOW_BOOT + MINUTE), False),
-        (runner(S.BINDING, age=SLOW_BOOT + MINUTE), False),
+        (runner(S.CREATING, age=SLOW_ACT), True),
+        (runner(S.CREATING, age=SLOW_ACT + MINUTE), False),
+        (runner(S.BINDING, age=SLOW_ACT + MINUTE), False),
+        (runner(S.BOOTING, accepted_at=NOW - 5 * MINUTE), True),
+        (runner(S.BOOTING, accepted_at=NOW - 6 * MINUTE), False),
         (runner(S.READY, age=timedelta(days=1)), True),
         (runner(S.READY, silent_since=NOW - MUTE), True),
         (runner(S.READY, silent_since=NOW - MUTE - MINUTE), False),
@@ -237,6 +239,34 @@ def test_a_runner_that_gets_nowhere_is_given_up(row: Runner, state: RunnerState)
 )
 def test_a_runner_counts_as_serving_while_it_can_be_relied_on(row: Runner, expected: bool) -> None:
     assert serves(NOW, row) is expected
+
+
+def test_the_end_of_the_setup_log_is_kept_as_a_vm_is_given_up_and_only_then() -> None:
+    row = runner(S.BOOTING, answered_at=NOW - 31 * MINUTE, running_at=NOW - 32 * MINUTE)
+    word = status(P.SETUP, log=["x" * LOG_KEPT, "E: no such package"])
+    assert not advance(NOW - 2 * MINUTE, row, seen(row, word)).log_tail
+    failed = advance(NOW, row, seen(row, word))
+    assert (failed.state, failed.reason) == (S.FAILED, "its setup did not end within 30 minutes")
+    assert failed.log_tail is not None
+    assert failed.log_tail.endswith("\nE: no such package")
+    assert len(failed.log_tail) == LOG_KEPT
+    assert advance(NOW + MINUTE, failed, seen(failed, status(P.SETUP, log=["more"]))) == failed
+
+
+def test_the_version_of_a_runner_is_as_its_agent_told_it_last() -> None:
+    row = runner(S.READY)
+    told = advance(NOW, row, seen(row, status(P.WAITING, runner_version="2.330.0")))
+    assert told.runner_version == "2.330.0"
+    assert advance(NOW, told, seen(told, status(P.WAITING))) == told
+
+
+@pytest.mark.parametrize("witness", ["azure", "agent"])
+def test_a_vm_runs_from_when_anything_first_showed_it(witness: str) -> None:
+    row = runner(S.BOOTING)
+    shown = seen(row, vms={row.name: vm(row)}) if witness == "azure" else seen(row, status(P.SETUP))
+    running = advance(NOW, row, shown)
+    assert running.running_at == NOW
+    assert advance(NOW + MINUTE, running, shown) == running
 
 
 # ---------------------------------------------------------------------------------------------- facts

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from runnerpool.actions import Bind, Create, Delete, Forget, Park, Rerun, Retire
 from runnerpool.capacity import POOL
 from runnerpool.config import PoolConfig
 from runnerpool.demand import FREE_TRIES, IGNORED, SPACING, demand
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState
-from runnerpool.plan import INTERVAL, Bind, Create, Delete, Forget, Park, Retire, plan
+from runnerpool.plan import INTERVAL, OLD, plan
 from tests.made_rows import MINUTE, NOW, ORG, job, of, planned, pool, runner, world
 
 S = RunnerState
@@ -54,7 +55,7 @@ def runners(state: RunnerState, count: int, **changes: Any) -> list[Runner]:
         (2, runners(S.DELETING, 9), 0, 10, 1),
         (2, runners(S.DELETING, 9, delete_accepted_at=NOW), 0, 10, 2),  # accepted: blocks nothing any more
         (2, runners(S.RETIRING, 10), 0, 10, 0),
-        (1, runners(S.BOOTING, 1, since=NOW - timedelta(minutes=11)), 0, 10, 1),  # overdue: no longer counted on
+        (1, runners(S.BOOTING, 1, accepted_at=NOW - timedelta(minutes=11)), 0, 10, 1),  # overdue: no longer counted on
     ],
 )
 def test_as_many_vms_are_made_as_jobs_and_warm_minimum_lack_and_the_maximum_allows(
@@ -221,6 +222,61 @@ def test_who_has_idled_longest_goes_first_and_who_is_bound_now_stays() -> None:
     assert [delete.runner for delete in of(Delete, actions)] == [ready[1].name, ready[2].name]
 
 
+SHAPE = pool().vm.shape
+OUTDATED: dict[str, Any] = {"shape": "made before"}
+
+
+@pytest.mark.parametrize(
+    ("row", "gone"),
+    [
+        (runner(S.READY, shape=SHAPE), None),
+        (runner(S.READY, shape=None), None),  # from before shapes were written
+        (runner(S.READY, **OUTDATED), Delete),
+        (runner(S.REGISTERED, **OUTDATED), Retire),  # GitHub is asked first
+        (runner(S.READY, shape=SHAPE, size="Standard_D2s_v5"), Delete),
+        (runner(S.READY, shape=SHAPE, accepted_at=NOW - OLD), Delete),
+        (runner(S.READY, shape=SHAPE, accepted_at=NOW - OLD + MINUTE), None),
+        (runner(S.BUSY, **OUTDATED), None),
+        (runner(S.BOOTING, **OUTDATED), None),  # let arrive
+    ],
+)
+def test_an_idle_vm_that_is_not_what_the_pool_file_asks_for_is_replaced_also_within_the_warm_minimum(
+    row: Runner, gone: type[Any] | None
+) -> None:
+    actions = planned([row], minimum_warm_vms=0 if row.state is S.BUSY else 1, idle_timeout="1h")
+    assert [type(action) for action in actions] == ([gone] if gone else [])
+
+
+@pytest.mark.parametrize(
+    ("others", "warm", "gone"),
+    [
+        ([], 3, 1),
+        ([], 1, 1),
+        (runners(S.READY, 17, **OUTDATED), 20, 2),  # a tenth
+        (runners(S.BOOTING, 1), 4, 0),  # what replaces the last one is on its way
+        (runners(S.DELETING, 1), 3, 0),
+        (runners(S.FAILED, 1), 3, 0),
+        ([], 4, 0),  # what replaces the last one could not be made yet
+    ],
+)
+def test_outdated_vms_are_replaced_a_few_at_a_time(others: list[Runner], warm: int, gone: int) -> None:
+    idle = [runner(S.READY, f"old{n}", **OUTDATED) for n in range(3)]
+    actions = planned([*idle, *others], minimum_warm_vms=warm, maximum_pool_size=50, idle_timeout="1h")
+    old = {row.name for row in [*idle, *others] if row.state is S.READY}
+    assert sum(isinstance(action, Delete) and action.runner in old for action in actions) == gone
+
+
+@pytest.mark.parametrize("head", [Head("linux", paused=True), Head("linux", rests={POOL: Rest(NOW + MINUTE, "no such image")})])
+def test_an_outdated_vm_stays_while_nothing_could_replace_it(head: Head) -> None:
+    assert not planned([runner(S.READY, **OUTDATED)], head=head, minimum_warm_vms=1)
+
+
+def test_an_outdated_vm_that_a_waiting_job_can_have_takes_the_job() -> None:
+    actions = planned([job(), runner(S.READY, **OUTDATED)])
+    assert [type(action) for action in actions] == [Bind]
+    assert not of(Retire, planned([job(), runner(S.REGISTERED, **OUTDATED)]))
+
+
 def test_intents_that_nobody_needs_any_more_are_forgotten_first() -> None:
     intent = runner(S.REQUESTED)
     assert [forget.runner for forget in of(Forget, planned([intent]))] == [intent.name]
@@ -240,7 +296,7 @@ def test_a_drained_pool_gives_up_all_that_is_idle_and_no_running_job() -> None:
     drained = pool().model_copy(update={"maximum_pool_size": 0})
     busy, idle, intent = runner(S.BUSY, "busy"), runner(S.REGISTERED, "idle"), runner(S.REQUESTED, "intent")
     actions = plan(NOW, drained, Head("linux"), world(busy, idle, intent), home=ORG)
-    assert {type(action).__name__: action.runner for action in actions if not isinstance(action, Create | Park)} == {
+    assert {type(action).__name__: action.runner for action in actions if not isinstance(action, Create | Park | Rerun)} == {
         "Retire": "hw-linux-idle",
         "Forget": "hw-linux-intent",
     }

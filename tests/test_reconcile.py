@@ -13,8 +13,9 @@ from runnerpool.config import Config
 from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.gather import LOOKS, list_interval
 from runnerpool.lifecycle import LIST_LAG
-from runnerpool.model import RunnerState
-from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Upsert
+from runnerpool.model import Head, RunnerState
+from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Upsert, VmSpec, VmState
+from runnerpool.status import report
 from tests.made_rows import MINUTE, NOW, ORG, clock, config, fact, job, later, pool, runner, status, virtual
 from tests.memory_table import Request
 from tests.stand_ins import Scene
@@ -60,6 +61,20 @@ async def test_a_pool_fills_up_to_its_warm_minimum_and_stays_there() -> None:
     assert [row.state for row in (await scene.runners()).values()] == [S.READY] * 3
     assert len(scene.azure.specs) == 3
     assert not scene.hub.count("mint")
+
+
+@virtual
+async def test_idle_vms_of_another_shape_are_replaced_one_after_the_other_and_the_pool_stays_warm() -> None:
+    changed = pool(minimum_warm_vms=3, vm={"sizes": ["Standard_D4ads_v5"], "runner_version": "2.330.0"})
+    scene = Scene(config(changed))
+    await scene.at_rest(*(runner(S.READY, str(n), shape="made before") for n in range(3)))
+    for _ in range(20):
+        await scene.reconcile()
+        idle = [row for row in (await scene.runners()).values() if row.state is S.READY]
+        assert len(idle) >= 2
+        await later(seconds=30)
+    assert {row.shape for row in (await scene.runners()).values()} == {changed.vm.shape}
+    assert len(scene.azure.specs) == len(scene.azure.vms) == 3
 
 
 @virtual
@@ -251,3 +266,32 @@ async def test_two_timers_at_once_do_no_harm() -> None:
         assert len(scene.azure.vms) <= 3
         await later(seconds=30)
     assert len(scene.azure.vms) == 3
+
+
+# ---------------------------------------------------------------------------------------------- a refusal that comes late
+
+
+@virtual
+async def test_an_offer_that_azure_took_and_could_not_keep_rests_its_vm_and_nic_go_and_the_job_is_told() -> None:
+    zones = {"sizes": ["Standard_D4ads_v5"], "zones": ["2", "3"]}
+    scene = Scene(config(pool(vm=zones)))
+    await scene.hold(fact(), Head("linux", boot_seconds=600.0))  # it boots unregistered
+
+    def refuse_zone_2(spec: VmSpec) -> None:
+        if spec.zone == "2":
+            vm = scene.azure.vms[spec.name]
+            scene.azure.put(replace(vm, state=VmState.FAILED, power=None, error_code="AllocationFailed", error="no room"))
+            scene.crew.words[spec.name] = AgentTrouble.SILENT
+        else:
+            scene.crew.words[spec.name] = status(AgentPhase.SETUP)
+
+    scene.azure.boots = refuse_zone_2
+    await scene.reconcile()
+    await later(seconds=30)
+    await scene.reconcile()
+    assert [spec.zone for spec in scene.azure.specs] == ["2", "3"]
+    assert [vm.zone for vm in scene.azure.vms.values()] == ["3"]
+    assert len(scene.azure.nics) == 1
+    _, document = await report(clock(), scene.config, scene.ledger)
+    ((told,),) = (one["waiting"] for one in document["pools"])
+    assert "no capacity for Standard_D4ads_v5 in zone 2 until 01:00, trying zone 3" in told["reason"]

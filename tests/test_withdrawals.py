@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from runnerpool.actions import Action, Delete, Forget, Park, Retire
 from runnerpool.lifecycle import STUCK, Seen
 from runnerpool.model import Job, Runner, RunnerState
-from runnerpool.plan import ASKS, Action, Delete, Forget, Park, Retire
+from runnerpool.plan import ASKS
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble
 from tests.made_rows import MINUTE, NOW, job, of, planned, runner, status
 
