@@ -23,14 +23,17 @@ param tags object = {}
 @allowed(['frugal', 'fast'])
 param profile string = 'frugal'
 
-@description('Memory of an instance: 512, 2048 or 4096; null: as the profile says.')
-param instanceMemoryMB int?
+@description('Memory of an instance; 0: as the profile says.')
+@allowed([0, 512, 2048, 4096])
+param instanceMemoryMB int = 0
 
-@description('Deliveries that one instance takes at a time; null: as the profile says.')
-param perInstanceConcurrency int?
+@description('Deliveries that one instance takes at a time; 0: as the profile says.')
+@minValue(0)
+@maxValue(1000)
+param perInstanceConcurrency int = 0
 
-@description('Groups (http) and functions (function:provision) with their instanceCount; null: as the profile says.')
-param alwaysReady array?
+@description('Groups (http) and functions (function:provision) with their instanceCount; empty: as the profile says.')
+param alwaysReady array = []
 
 @description('How far the app scales out.')
 @minValue(40)
@@ -72,6 +75,9 @@ param functionSubnetPrefix string = '10.20.16.0/26'
 
 @description('TCP ports on the internet that jobs may reach. GitHub needs 443; Ubuntu serves packages on 80.')
 param outboundPorts array = ['443', '80']
+
+@description('Addresses of the VNet\'s own DNS servers, where it has any: runners may ask them. Azure\'s own needs no rule.')
+param dnsServers array = []
 
 @description('Further rules of the security group, as {name, properties}; priorities from 200 to 999 come before ours.')
 param securityRules array = []
@@ -246,6 +252,7 @@ module network 'modules/network.bicep' = {
     runnerSubnetPrefix: runnerSubnetPrefix
     functionSubnetPrefix: functionSubnetPrefix
     outboundPorts: outboundPorts
+    dnsServers: dnsServers
     securityRules: securityRules
   }
 }
@@ -327,9 +334,9 @@ module app 'modules/app.bicep' = {
     packagesUrl: storage.outputs.packagesUrl
     applicationInsightsName: monitoring.outputs.applicationInsightsName
     pythonVersion: pythonVersion
-    instanceMemoryMB: instanceMemoryMB ?? chosen.instanceMemoryMB
-    perInstanceConcurrency: perInstanceConcurrency ?? chosen.perInstanceConcurrency
-    alwaysReady: alwaysReady ?? chosen.alwaysReady
+    instanceMemoryMB: instanceMemoryMB == 0 ? chosen.instanceMemoryMB : instanceMemoryMB
+    perInstanceConcurrency: perInstanceConcurrency == 0 ? chosen.perInstanceConcurrency : perInstanceConcurrency
+    alwaysReady: empty(alwaysReady) ? chosen.alwaysReady : alwaysReady
     maximumInstanceCount: maximumInstanceCount
     siteUpdateStrategy: siteUpdateStrategy
     settings: union(

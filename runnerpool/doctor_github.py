@@ -22,7 +22,7 @@ APP_NEEDS = {
     "repo": {"administration": "write", "actions": "read"},
     "enterprise": {"enterprise_self_hosted_runners": "write", "actions": "read"},
 }
-"""The permissions of an App's installation, by GitHub's own names."""
+"""The permissions of an App's installation, by GitHub's own names; `actions` has to be `write` with `rerun_evicted`."""
 
 RANKS = {"": 0, "read": 1, "write": 2, "admin": 3}
 
@@ -74,10 +74,9 @@ async def permissions(github: GitHub) -> Sequence[Finding]:
     installation = github.settings.github_app_installation_id
     if github.settings.github_app and installation is not None:
         grant = await github.setup.app_grant(installation)
+        needs = APP_NEEDS[scope] | ({"actions": "write"} if reruns(github.config) else {})
         missing = [
-            f"{name}: {wanted}"
-            for name, wanted in APP_NEEDS[scope].items()
-            if RANKS.get(grant.permissions.get(name, ""), 0) < RANKS[wanted]
+            f"{name}: {wanted}" for name, wanted in needs.items() if RANKS.get(grant.permissions.get(name, ""), 0) < RANKS[wanted]
         ]
         if missing:
             told = f"the App's installation lacks {', '.join(missing)}"
@@ -88,8 +87,12 @@ async def permissions(github: GitHub) -> Sequence[Finding]:
     return [ok(what, f"runners can be listed and registered on {', '.join(github.config.github.targets)}")]
 
 
+def reruns(config: Config) -> bool:
+    return any(pool.rerun_evicted for pool in config.pools)
+
+
 async def jobs(github: GitHub) -> Sequence[Finding]:
-    """Whether jobs can be read: what a late delivery says is asked about there."""
+    """Whether jobs can be read: what a late delivery says is asked about there. And run again, where a pool wants that."""
     what, it = "jobs", github.config.github
     named = [name if "/" in name else f"{it.owner}/{name}" for name in it.repositories]
     if not named and it.scope == "org":
@@ -101,9 +104,12 @@ async def jobs(github: GitHub) -> Sequence[Finding]:
     if not named:
         told = "no repository is visible to try it on, so whether jobs can be read is not known"
         return [warn(what, told, f"give the credential the repositories that are served: {CREDENTIAL_PAGE}")]
+    again = reruns(github.config)
     for repository in named:
         await github.setup.may_read_jobs(repository)
-    return [ok(what, f"can be read in {', '.join(named)}")]
+        if again:
+            await github.setup.may_rerun_jobs(repository)
+    return [ok(what, f"can be read{' and run again' if again else ''} in {', '.join(named)}")]
 
 
 async def runner_group(github: GitHub) -> Sequence[Finding]:

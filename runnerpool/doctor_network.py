@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, ip_network
 
 from runnerpool.check import KEPT_BY_AZURE
@@ -17,6 +17,9 @@ from runnerpool.vm import AGENT_PORT
 
 NETWORK_PAGE = "docs/deploy.md#network"
 
+AZURE_RESOLVER = "168.63.129.16"
+"""Azure's own, to which no security rule applies."""
+
 FIRST_DEFAULT = 65_000
 """The rules that every security group has begin with this priority."""
 
@@ -26,6 +29,7 @@ def checks(azure: Azure) -> list[Check]:
         Check("subnet", lambda: subnet(azure), NETWORK_PAGE),
         Check("agent's port", lambda: agent_port(azure), NETWORK_PAGE),
         Check("outbound route", lambda: outbound(azure), NETWORK_PAGE),
+        Check("name servers", lambda: name_servers(azure), NETWORK_PAGE),
     ]
 
 
@@ -76,11 +80,19 @@ class Guard:
     space: list[IPv4Network]
 
     def refusing(
-        self, *, inbound: bool, source: IPv4Network | None, destination: IPv4Network | None, port: int
+        self, *, inbound: bool, source: IPv4Network | None, destination: IPv4Network | None, port: int, protocol: str = "tcp"
     ) -> tuple[str, str] | None:
         """The first group that does not let it through, with its rule; None where all do."""
         for name, rules in self.groups.items():
-            rule = deciding(rules, inbound=inbound, source=source, destination=destination, port=port, network=self.space)
+            rule = deciding(
+                rules,
+                inbound=inbound,
+                source=source,
+                destination=destination,
+                port=port,
+                network=self.space,
+                protocol=protocol,
+            )
             if rule is None or not rule.allow:
                 return name, rule.name if rule else "no rule"
         return None
@@ -177,3 +189,35 @@ async def _shut(azure: Azure, runners: Subnet) -> list[Finding]:
     if any(rule.allow and not rule.inbound and rule.priority < FIRST_DEFAULT for rule in stands.groups[refused[0]]):
         return [warn(what, f"{told}; its rules for single addresses or tags may let GitHub through", mend)]
     return [fail(what, told, mend)]
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+async def name_servers(azure: Azure) -> Sequence[Finding]:
+    """A VM that cannot resolve names reaches nothing, whatever else is open."""
+    what = "name servers"
+    network = await azure.view.virtual_network()
+    own = networks([server for server in network.dns_servers if server != AZURE_RESOLVER])
+    if not own:
+        return [ok(what, "Azure resolves names, which no security rule keeps from it")]
+    runners = await azure.view.subnet()
+    try:
+        stands = await guard(azure, runners, network.prefixes)
+    except Gone:
+        return []  # the check of the agent's port says so
+    here = networks(runners.prefixes)[0]
+    refused = {server.network_address: by for server in own if (by := _unasked(stands, here, server)) is not None}
+    if not refused:
+        return [ok(what, f"{', '.join(str(server.network_address) for server in own)} may be asked")]
+    told = ", ".join(f"{group} ({rule}) keeps runners from {server}" for server, (group, rule) in refused.items())
+    servers = " ".join(map(str, refused))
+    rule = f"--name dns --priority 1010 --direction Outbound --protocol '*' --destination-address-prefixes {servers}"
+    mend = _new_rule(azure, next(iter(refused.values()))[0], f"{rule} --destination-port-ranges 53")
+    return [fail(what, told, f"{mend}, or RUNNERPOOL_DNS_SERVERS: {NETWORK_PAGE}")]
+
+
+def _unasked(stands: Guard, here: IPv4Network, server: IPv4Network) -> tuple[str, str] | None:
+    """What keeps runners from a server. The tag VirtualNetwork means peered networks, too, where such servers often are."""
+    near = replace(stands, space=[*stands.space, server])
+    return near.refusing(inbound=False, source=here, destination=server, port=53, protocol="udp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from runnerpool.app import Storage, now, open_storage
 from runnerpool.config import Config
@@ -20,6 +21,9 @@ ROLES = (
     "az role assignment create --assignee PRINCIPAL --scope STORAGE_ACCOUNT_ID --role 'Storage Table Data Contributor' "
     "(and 'Storage Queue Data Contributor': docs/deploy.md#identity)"
 )
+UNTAKEN = timedelta(minutes=10)
+"""A message is hidden for that long when the instance that took it dies, and for less in any other trouble."""
+
 APP_PAGE = "see that the app runs, and its log: docs/deploy.md#when-nothing-happens"
 
 
@@ -60,12 +64,24 @@ async def queue(place: Place) -> Sequence[Finding]:
     waiting, poisoned = await place.queues.length(DEMAND), await place.queues.length(POISON)
     if waiting is None:
         return [warn(f"queue {DEMAND}", "does not exist yet; the first delivery makes it", APP_PAGE)]
-    await place.queues.peek(DEMAND)
-    found = [ok(f"queue {DEMAND}", f"can be read, {waiting} wake-ups wait in it")]
+    found = [judge_waiting(waiting, await place.queues.oldest(DEMAND), now())]
     if poisoned:
-        mend = "python -m runnerpool status says what they were; then az storage message clear --queue-name " + POISON
+        clear = f"az storage message clear --auth-mode login --account-name ACCOUNT --queue-name {POISON}"
+        mend = f"python -m runnerpool status says what they were; then {clear}"
         found.append(warn(f"queue {POISON}", f"{poisoned} wake-ups failed five times", mend))
     return found
+
+
+def judge_waiting(count: int, oldest: datetime | None, at: datetime) -> Finding:
+    """That the host may take messages out of the queue, only the queue's own state can show."""
+    what, age = f"queue {DEMAND}", at - oldest if oldest else timedelta()
+    told = f"can be read, {count} wake-ups wait in it"
+    if age < UNTAKEN:
+        return ok(what, told)
+    told = (
+        f"{told}, one for {int(age.total_seconds()):,} s: `provision` does not take them, and reconcile makes up for it every 30 s"
+    )
+    return warn(what, told, f"see that the app's identity has 'Storage Queue Data Contributor', and the app's log: {APP_PAGE}")
 
 
 async def app(place: Place, config: Config | None) -> Sequence[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from runnerpool.errors import Gone, Misconfigured
-from runnerpool.github import PERMISSIONS, READ_JOBS, ROOTS
+from runnerpool.github import PERMISSIONS, READ_JOBS, ROOTS, WRITE_JOBS
 from runnerpool.github_client import GitHubClient
 from runnerpool.github_errors import Call, understood
 from runnerpool.github_hooks import PERMISSIONS as HOOK_PERMISSIONS
@@ -76,7 +76,7 @@ class GitHubSetup:
 
     async def calls_left(self) -> tuple[int, int] | None:
         """Of how many calls an hour how many are left; None where this GitHub sets no limit. Costs none itself."""
-        call = Call("GET", "/rate_limit", "see whether the credential is accepted", "any")
+        call = Call("GET", "/rate_limit", "see whether the credential is accepted", "one that is valid")
         try:
             answer = await self._client.send(call, expect=200)
         except Gone:
@@ -110,11 +110,12 @@ class GitHubSetup:
                 raise
 
     async def some_repository(self, owner: str) -> str | None:
-        """A repository of the organisation, OWNER/NAME; None where the credential sees none."""
+        """A repository of the organisation that takes jobs, OWNER/NAME; None where the credential sees none. An archived one
+        refuses every write, and would be mistaken for a lacking permission."""
         call = Call("GET", f"/orgs/{quote(owner)}/repos", f"list repositories of {owner}", "the repository permission 'Metadata'")
-        answer = await self._client.send(call, expect=200, params={"per_page": 1, "type": "private"})
+        answer = await self._client.send(call, expect=200, params={"per_page": 100, "type": "private"})
         with understood(call):
-            return str(answer.data[0]["full_name"]) if answer.data else None
+            return next((str(item["full_name"]) for item in answer.data if not item.get("archived")), None)
 
     async def may_read_jobs(self, repository: str) -> None:
         """Raises Misconfigured where the credential may not."""
@@ -124,6 +125,23 @@ class GitHubSetup:
         except Gone as gone:
             told = f"{gone}: no such repository, or the credential lacks {READ_JOBS}"
             raise Misconfigured(told, area="auth") from None
+
+    async def may_rerun_jobs(self, repository: str) -> None:
+        """Raises Misconfigured where the credential may not; on a repository whose jobs it may read.
+
+        Only a write shows that, so job 0, which no repository has, is asked for: GitHub checks the permission (403) before it
+        looks for the job (404).
+        """
+        call = Call(
+            "POST",
+            f"/repos/{quote(repository)}/actions/jobs/0/rerun",
+            f"see whether jobs of {repository} may be run again",
+            WRITE_JOBS,
+        )
+        try:
+            await self._client.send(call, expect=201)
+        except Gone:
+            return
 
     async def group(self, target: Target, name: str) -> Group | None:
         """The runner group of that name, None where there is none."""

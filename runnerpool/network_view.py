@@ -40,8 +40,11 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class VirtualNetwork:
+    """`dns_servers` are the VNet's own; none where Azure's resolver serves it."""
+
     prefixes: tuple[str, ...]
     subnets: tuple[Subnet, ...]
+    dns_servers: tuple[str, ...] = ()
 
     @property
     def function_subnets(self) -> list[Subnet]:
@@ -77,7 +80,12 @@ class NetworkView:
         properties = found.properties
         space = properties.address_space if properties else None
         subnets = (properties.subnets if properties else None) or []
-        return VirtualNetwork(tuple((space.address_prefixes if space else None) or ()), tuple(map(_subnet, subnets)))
+        options = properties.dhcp_options if properties else None
+        return VirtualNetwork(
+            prefixes=tuple((space.address_prefixes if space else None) or ()),
+            subnets=tuple(map(_subnet, subnets)),
+            dns_servers=tuple((options.dns_servers if options else None) or ()),
+        )
 
     async def addresses(self) -> Addresses | None:
         """None where Azure does not count them."""

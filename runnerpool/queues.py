@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
@@ -42,10 +43,12 @@ class AzureQueues:
                 return None
             return int(properties.approximate_message_count or 0)
 
-    async def peek(self, name: str) -> None:
-        """Reads the first message and leaves it where it is: what the right to read the queue's properties does not cover."""
+    async def oldest(self, name: str) -> datetime | None:
+        """Since when the first message waits that is not being worked on; None where none does. It is left where it is. The right
+        to read the queue's properties does not cover this."""
         async with _translated(name):
-            await self._client.get_queue_client(name).peek_messages(max_messages=1)
+            found = await self._client.get_queue_client(name).peek_messages(max_messages=1)
+        return found[0].inserted_on if found else None
 
 
 @asynccontextmanager

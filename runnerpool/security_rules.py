@@ -33,8 +33,10 @@ def deciding(
     destination: IPv4Network | None,
     port: int,
     network: Sequence[IPv4Network],
+    protocol: str = "tcp",
 ) -> Rule | None:
-    """The rule that decides about TCP from `source` to `destination`; None where no rule fits, which Azure takes for a denial.
+    """The rule that decides about a connection from `source` to `destination`; None where no rule fits, which Azure takes for
+    a denial.
 
     `network` is the VNet's address space. A rule that allows a part of a range only does not allow it; one that denies a
     part of it denies it.
@@ -43,7 +45,7 @@ def deciding(
         rule
         for rule in rules
         if rule.inbound is inbound
-        and rule.protocol in ("*", "tcp")
+        and rule.protocol in ("*", protocol)
         and any(_port_fits(each, port) for each in rule.ports)
         and any(_fits(each, source, network, part=not rule.allow) for each in rule.sources)
         and any(_fits(each, destination, network, part=not rule.allow) for each in rule.destinations)

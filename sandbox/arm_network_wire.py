@@ -47,6 +47,7 @@ def vnet_json(network: Network, location: str, around: Surroundings) -> dict[str
     properties = {
         "addressSpace": {"addressPrefixes": [str(SUBNET), "10.10.0.0/16"]},
         "subnets": subnets,
+        "dhcpOptions": {"dnsServers": list(around.dns_servers)},
         "provisioningState": "Succeeded",
     }
     kind = "Microsoft.Network/virtualNetworks"
@@ -80,6 +81,8 @@ def security_group_json(group_id: str, location: str, around: Surroundings) -> d
         rules.append(_rule(group_id, "nothing-else", 4000, "Inbound", "Deny", source="*"))
     if not around.web_open:
         rules.append(_rule(group_id, "no-web", 200, "Outbound", "Deny", destination="Internet", port="443"))
+    if not around.names_open:
+        rules.append(_rule(group_id, "no-names", 210, "Outbound", "Deny", port="53"))
     properties = {"securityRules": rules, "defaultSecurityRules": _default_rules(group_id), "provisioningState": "Succeeded"}
     kind = "Microsoft.Network/networkSecurityGroups"
     name = group_id.rsplit("/", 1)[-1]

@@ -27,6 +27,8 @@ class Surroundings:
     agent_port_open: bool = True  # from the function subnet
     runners_apart: bool = True  # no runner reaches another one
     web_open: bool = True  # outbound, port 443
+    names_open: bool = True  # outbound, port 53
+    dns_servers: Sequence[str] = ()  # of the VNet; none: Azure's own
     nat_gateway: bool = True
     default_outbound: bool = False
     next_hop: str = ""  # of 0.0.0.0/0 in a route table on the subnet; "" is no table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +50,15 @@ async def test_a_sound_deployment_is_green_from_end_to_end(place: Whole) -> None
     checked = {line[6:].partition(":")[0] for line in found["ok"]}
     assert checked >= {
         *("settings", "pool file", "Azure credential", "resource group", "Azure permissions", "subnet", "agent's port"),
-        *("outbound route", "sizes of linux", "image of linux", "quota of linux", "GitHub credential", "GitHub permissions"),
+        *(
+            "outbound route",
+            "name servers",
+            "sizes of linux",
+            "image of linux",
+            "quota of linux",
+            "GitHub credential",
+            "GitHub permissions",
+        ),
         *("jobs", "runner group", "runner version of linux", "webhook", "deliveries of /orgs/octo-org/hooks/501"),
         *("table runnerpool", "table history", "app", "alert webhook"),
     }
@@ -126,6 +134,26 @@ def no_hook(place: Whole) -> None:
     place.github.deliveries.hooks.clear()
 
 
+def spot(**pool: Any) -> Mapping[str, Any]:
+    return {**POOL, "vm": {**POOL["vm"], "priority": "spot"}, "rerun_evicted": True, **pool}
+
+
+def no_rerun(place: Whole) -> None:
+    place.write(spot())
+    place.github_answers(403, "/rerun", method="POST", message="Resource not accessible by personal access token")
+
+
+def spot_quota(place: Whole) -> None:
+    place.write(spot(rerun_evicted=False))
+    place.arm.quotas["LowPriorityCores"] = 8
+
+
+def another_key(place: Whole) -> None:
+    """The nearest to a missing role: Azurite knows keys only."""
+    before, _, after = place.env["AzureWebJobsStorage"].partition("AccountKey=")
+    place.env["AzureWebJobsStorage"] = f"{before}AccountKey=AAAA;{after.partition(';')[2]}"
+
+
 RED: list[tuple[str, Fault, str, str]] = [
     ("a setting is missing", env(RUNNER_AGENT_KEY=""), "settings: RUNNER_AGENT_KEY", "docs/deploy.md#settings"),
     ("a setting is wrong", env(SMTP_PORT="none"), "settings: SMTP_PORT: 'none' is not a whole number", "docs/deploy.md#settings"),
@@ -159,6 +187,7 @@ RED: list[tuple[str, Fault, str, str]] = [
     ("the agent's port", around(agent_port_open=False), "agent's port: hw-nsg (nothing-else) keeps functions", "nsg rule create"),
     ("no way out", around(nat_gateway=False), "outbound route: hw-subnet has neither", "--nat-gateway"),
     ("a route to nowhere", around(next_hop="None"), "outbound route: the route table", "--nat-gateway"),
+    ("names", around(dns_servers=["10.10.9.4"], names_open=False), "keeps runners from 10.10.9.4", "nsg rule create"),
     ("443 is denied", around(web_open=False), "outbound route: hw-nsg (no-web) denies 443", "https://docs.github.com/"),
     ("an unknown size", vm(sizes=["Standard_D5x_v9"]), "Standard_D5x_v9: there is no such size", "az vm list-skus"),
     ("a size not offered", around(not_offered=["Standard_D4ads_v5"]), "not offered to this subscription", "az vm list-skus"),
@@ -168,10 +197,12 @@ RED: list[tuple[str, Fault, str, str]] = [
     ("no gallery image", vm(image=GALLERY), "image of linux: ", "az sig image-version update"),
     ("another processor", vm(sizes=["Standard_D4pds_v5"]), "does not run on Standard_D4pds_v5", "one architecture"),
     ("family quota", quotas(standardDADSv5Family=8), "room for 2 of 4 VMs", "https://portal.azure.com/"),
+    ("spot quota", spot_quota, "room for 2 of 4 VMs (lowprioritycores 0 of 8", "https://portal.azure.com/"),
     ("regional quota", quotas(Total_Regional_Cores=4), "room for 1 of 4 VMs", "https://portal.azure.com/"),
     ("no right to list runners", hub(403, "/actions/runners[?]"), "GitHub permissions: ", "docs/deploy.md#github-credentials"),
     ("no right to register", hub(403, "generate-jitconfig"), "GitHub permissions: ", "docs/deploy.md#github-credentials"),
     ("no right to read jobs", hub(404, "/actions/runs"), "jobs: ", "docs/deploy.md#github-credentials"),
+    ("no right to run again", no_rerun, "jobs: GitHub answered 403", "docs/deploy.md#github-credentials"),
     ("no runner group", lambda place: place.write(runner_group="GPU"), "no runner group 'GPU'", "settings/actions/runner-groups"),
     ("public repositories", lambda place: place.write(allow_public_repositories=True), "closed to public", "runner-groups"),
     ("a version to come", vm(runner_version="9.0.0"), "9.0.0 is pinned, GitHub's latest is 2.330.0", "auto"),
@@ -184,6 +215,8 @@ RED: list[tuple[str, Fault, str, str]] = [
     ("a wrong secret", answered(401), "the last one", "the secrets differ"),
     ("a wrong address", answered(404), "failed: 404", "the address is not the app's"),
     ("the app fails", answered(500), "failed: 500", "see whether the app runs"),
+    ("storage refuses", another_key, "tables: table runnerpool", "'Storage Table Data Contributor'"),
+    ("the queue refuses", another_key, "queue: queue job-demand", "'Storage Queue Data Contributor'"),
     (
         "a stale heartbeat",
         lambda place: place.beat(age=timedelta(minutes=3)),
@@ -277,6 +310,17 @@ async def test_our_own_vms_take_nothing_from_the_room_for_themselves(place: Whol
     assert "standarddadsv5family 4 of 16 vCPUs used" in line
 
 
+def app_key(permissions: dict[str, str], events: tuple[str, ...] = ("workflow_job",)) -> tuple[AppIdentity, dict[str, str]]:
+    """An App, and the settings that use it."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    settings = {"GITHUB_TOKEN": "", "GITHUB_APP_ID": "4711", "GITHUB_APP_INSTALLATION_ID": "77"}
+    return AppIdentity(4711, 77, public.decode(), permissions, events), {**settings, "GITHUB_APP_PRIVATE_KEY": private.decode()}
+
+
 @pytest.mark.parametrize(
     ("permissions", "events", "finding"),
     [
@@ -292,15 +336,9 @@ async def test_our_own_vms_take_nothing_from_the_room_for_themselves(place: Whol
 async def test_an_app_is_known_by_its_permissions_and_events(
     storage: Azurite, tmp_path: Path, permissions: dict[str, str], events: tuple[str, ...], finding: str
 ) -> None:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
-    app = AppIdentity(4711, 77, public.decode(), permissions, events)
+    app, settings = app_key(permissions, events)
     async with whole(storage, tmp_path, app=app, hook_on="app") as place:
-        place.env |= {"GITHUB_TOKEN": "", "GITHUB_APP_ID": "4711", "GITHUB_APP_INSTALLATION_ID": "77"}
-        place.env["GITHUB_APP_PRIVATE_KEY"] = private.decode()
+        place.env |= settings
         code, lines = await place.doctor()
     assert code == (1 if finding else 0), lines
     assert [line for line in levels(lines)["FAIL"] if finding in line] == levels(lines)["FAIL"]

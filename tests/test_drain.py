@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
@@ -16,6 +15,7 @@ from runnerpool.explain import reasons
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import fold
 from runnerpool.model import Head, RunnerState, Snapshot
+from runnerpool.ports import Remove, Replace
 from runnerpool.rows import runner_key
 from tests.made_rows import MINUTE, NOW, config, job, pool, runner, setting
 from tests.memory_table import MemoryTable
@@ -68,7 +68,7 @@ class Terminal(io.StringIO):
 class Watched:
     """A ledger in memory under the command; what happens between two looks is what `steps` say."""
 
-    def __init__(self, *steps: Callable[[Watched], None], out: io.StringIO | None = None) -> None:
+    def __init__(self, *steps: Callable[[Watched], Awaitable[None]], out: io.StringIO | None = None) -> None:
         self.table = MemoryTable()
         self.ledger = Ledger(table=self.table, history=MemoryTable())
         self.place = Deployment(config(pool(), pool(name="arm", labels=["arm"])), self.ledger)
@@ -80,13 +80,13 @@ class Watched:
         for number, state in enumerate(states):
             await self.ledger.adopt(runner(state, f"{number}" * 10))
 
-    def remove(self, number: int) -> None:
-        del self.table._partitions["linux"][runner_key(f"hw-linux-{str(number) * 10}")]
+    async def remove(self, number: int) -> None:
+        await self.table.transact("linux", [Remove(runner_key(f"hw-linux-{str(number) * 10}"), "*")])
 
     async def sleep(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
         if self._steps:
-            self._steps.pop(0)(self)
+            await self._steps.pop(0)(self)
 
     async def drain(self, *pools: str, timeout: timedelta = timedelta(minutes=10)) -> int:
         drain = Drain(deployment=self.place, pools=pools or ("linux",), clock=lambda: self.now, out=self.out, sleep=self.sleep)
@@ -151,9 +151,8 @@ async def test_an_app_that_reconciles_is_not_asked_after() -> None:
 async def test_a_row_that_cannot_be_read_is_not_taken_for_absent() -> None:
     watched = Watched()
     await watched.ledger.adopt(runner(S.BUSY))
-    (key,) = watched.table._partitions["linux"]
-    entity = watched.table._partitions["linux"][key]
-    watched.table._partitions["linux"][key] = replace(entity, columns={"state": "nonsense"})
+    [entity] = await watched.table.read("linux")
+    await watched.table.transact("linux", [Replace(entity.row, {"state": "nonsense"}, entity.etag)])
     assert await watched.drain(timeout=MINUTE) == 1
     assert "1 in rows that cannot be read" in watched.lines[-1]
 

@@ -102,7 +102,7 @@ def test_the_workflow_builds_what_the_template_has_and_gives_it_every_variable_t
 ) -> None:
     workflow = yaml.safe_load(WORKFLOW.read_text())
     assert set(workflow[True]) == {"schedule", "workflow_dispatch"}  # YAML reads `on` as a truth
-    assert workflow["permissions"] == {"contents": "read", "id-token": "write"}
+    assert workflow["jobs"]["build"]["permissions"] == {"contents": "read", "id-token": "write"}
     job = workflow["jobs"]["build"]
     assert set(job["strategy"]["matrix"]["arch"]) == set(builds(template))
     text = WORKFLOW.read_text()

@@ -17,7 +17,7 @@ COMMON = ("name", "location", "tags", "parent", "scope", "dependsOn")
 
 NETWORK = "2024-05-01"
 STORAGE = "2024-01-01"
-WEB = "2024-11-01"  # the first that has siteUpdateStrategy
+WEB = "2025-05-01"  # the first whose published description has siteUpdateStrategy
 
 TYPES: Mapping[str, tuple[str, Collection[str]]] = {
     "Microsoft.Authorization/roleAssignments": ("2022-04-01", ("principalId", "principalType", "roleDefinitionId")),
@@ -109,7 +109,8 @@ TYPES: Mapping[str, tuple[str, Collection[str]]] = {
     "Microsoft.Web/sites/basicPublishingCredentialsPolicies": (WEB, ("allow",)),
     "Microsoft.Web/sites/config": (WEB, ()),  # the settings: tests/test_infra_settings.py
 }
-"""API version and the names below `properties`, as Microsoft's own clients for these services spell them."""
+"""API version and the names below `properties`, as the ARM reference and Microsoft's clients of that version spell them:
+https://learn.microsoft.com/azure/templates/"""
 
 BESIDE_PROPERTIES: Mapping[str, Collection[str]] = {
     "Microsoft.Insights/components": ("kind",),
@@ -120,7 +121,70 @@ BESIDE_PROPERTIES: Mapping[str, Collection[str]] = {
     "Microsoft.Web/sites": ("kind", "identity"),
 }
 
-SUBNET = ("addressPrefix", "defaultOutboundAccess", "delegations", "networkSecurityGroup")
+IN_VARIABLES: Mapping[str, Collection[str]] = {
+    "runnerSubnet": ("addressPrefix", "defaultOutboundAccess", "networkSecurityGroup", "networkSecurityGroup.id"),
+    "functionSubnet": (
+        "addressPrefix",
+        "delegations",
+        "delegations.name",
+        "delegations.properties",
+        "delegations.properties.serviceName",
+    ),
+    "ownRules": (
+        "name",
+        "properties",
+        *(
+            f"properties.{name}"
+            for name in (
+                *("priority", "direction", "access", "protocol"),
+                *("sourceAddressPrefix", "sourcePortRange"),
+                *("destinationAddressPrefix", "destinationPortRange", "destinationPortRanges"),
+            )
+        ),
+    ),
+    "dnsRules": (
+        "name",
+        "properties",
+        *(
+            f"properties.{name}"
+            for name in (
+                *("priority", "direction", "access", "protocol"),
+                *("sourceAddressPrefix", "sourcePortRange"),
+                *("destinationAddressPrefixes", "destinationPortRange"),
+            )
+        ),
+    ),
+}
+"""Properties that network.bicep puts together beforehand: those of a subnet, and its list of securityRules."""
+
+WORDS: Mapping[tuple[str, str], Collection[str]] = {
+    ("Microsoft.Authorization/roleAssignments", "principalType"): ("ServicePrincipal", "operatorPrincipalType"),
+    ("Microsoft.Authorization/roleDefinitions", "type"): ("CustomRole",),
+    ("Microsoft.Insights/components", "Application_Type"): ("web",),
+    ("Microsoft.Insights/components", "kind"): ("web",),
+    ("Microsoft.KeyVault/vaults", "sku.family"): ("A",),
+    ("Microsoft.KeyVault/vaults", "sku.name"): ("standard",),
+    ("Microsoft.Network/natGateways", "sku.name"): ("Standard",),
+    ("Microsoft.Network/publicIPAddresses", "sku.name"): ("Standard",),
+    ("Microsoft.Network/publicIPAddresses", "publicIPAllocationMethod"): ("Static",),
+    ("Microsoft.Network/publicIPAddresses", "publicIPAddressVersion"): ("IPv4",),
+    ("Microsoft.OperationalInsights/workspaces", "sku.name"): ("PerGB2018",),
+    ("Microsoft.Storage/storageAccounts", "kind"): ("StorageV2",),
+    ("Microsoft.Storage/storageAccounts", "sku.name"): ("Standard_LRS",),
+    ("Microsoft.Storage/storageAccounts", "minimumTlsVersion"): ("TLS1_2",),
+    ("Microsoft.Storage/storageAccounts/blobServices/containers", "publicAccess"): ("None",),
+    ("Microsoft.Web/serverfarms", "kind"): ("functionapp",),
+    ("Microsoft.Web/serverfarms", "sku.name"): ("FC1",),
+    ("Microsoft.Web/serverfarms", "sku.tier"): ("FlexConsumption",),
+    ("Microsoft.Web/sites", "kind"): ("functionapp,linux",),
+    ("Microsoft.Web/sites", "identity.type"): ("UserAssigned",),
+    ("Microsoft.Web/sites", "publicNetworkAccess"): ("Enabled",),
+    ("Microsoft.Web/sites", "siteConfig.minTlsVersion"): ("1.2",),
+    ("Microsoft.Web/sites", "functionAppConfig.deployment.storage.type"): ("blobContainer",),
+    ("Microsoft.Web/sites", "functionAppConfig.deployment.storage.authentication.type"): ("UserAssignedIdentity",),
+    ("Microsoft.Web/sites", "functionAppConfig.runtime.name"): ("python",),
+}
+"""What a property may be where the service takes only certain words; the path without `properties`."""
 
 BUILT_IN_ROLES = {
     "blobDataOwner": "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
@@ -155,6 +219,39 @@ def test_no_row_of_these_tables_is_without_its_resource() -> None:
     used = {resource["type"] for _, _, resource in RESOURCES}
     assert used == set(TYPES)
     assert set(BESIDE_PROPERTIES) <= used
+    written = {
+        (resource["type"], path.removeprefix("properties.")) for _, _, resource in RESOURCES for path in properties(body(resource))
+    }
+    assert {(kind, path) for kind, (_, paths) in TYPES.items() for path in paths} <= written
+    assert set(WORDS) <= written
+
+
+@pytest.mark.parametrize("name", IN_VARIABLES)
+def test_what_is_put_together_beforehand_is_spelt_as_azure_spells_it(name: str) -> None:
+    assert set(properties(variable("modules/network.bicep", name))) == set(IN_VARIABLES[name])
+
+
+@pytest.mark.parametrize(("file", "name", "resource"), RESOURCES, ids=[f"{file}:{name}" for file, name, _ in RESOURCES])
+def test_a_property_that_takes_certain_words_has_one_of_them(file: str, name: str, resource: dict[str, Any]) -> None:
+    whole = body(resource)
+    for (kind, path), words in WORDS.items():
+        if kind == resource["type"] and not resource["existing"]:
+            value = at(whole if path.split(".")[0] in whole else whole["properties"], path)
+            assert value in words, path
+
+
+def at(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def test_a_rule_s_words_are_those_that_azure_knows() -> None:
+    for rule in _rules().values():
+        assert rule["direction"] in ("Inbound", "Outbound")
+        assert rule["access"] in ("Allow", "Deny")
+        assert rule["protocol"] in ("Tcp", "Udp", "Icmp", "*")
+        assert 100 <= int(rule["priority"]) <= 4096
 
 
 def test_a_role_is_named_by_its_published_id() -> None:
@@ -212,6 +309,13 @@ def _screaming(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
 
 
+def test_every_parameter_has_a_value_of_its_own_where_nothing_is_set() -> None:
+    """None of them null: how azd hands a null on has differed between its versions."""
+    for file_default in (beside for _, beside in _parameter_file().values()):
+        assert file_default != "null"
+    assert all(declared.get("default") is not None for declared in template("main.bicep")["parameters"].values())
+
+
 def test_a_default_is_the_same_with_and_without_the_parameter_file() -> None:
     for name, (_, beside) in _parameter_file().items():
         if name != "location":  # the parameter file's is the pool file's, the template's the resource group's
@@ -265,9 +369,19 @@ def test_runners_reach_the_internet_and_not_each_other() -> None:
     assert "443" in template("main.bicep")["parameters"]["outboundPorts"]["default"]
 
 
+def test_runners_ask_the_network_s_own_dns_servers_and_nobody_else_in_it() -> None:
+    [rule] = (rule["properties"] for rule in variable("modules/network.bicep", "dnsRules"))
+    assert (rule["direction"], rule["access"], rule["destinationAddressPrefixes"]) == ("Outbound", "Allow", "dnsServers")
+    assert rule["destinationPortRange"] == "53"
+    last = max(int(other["priority"]) for other in _rules().values() if other["direction"] == "Outbound")
+    assert int(rule["priority"]) < last
+    assert template("main.bicep")["parameters"]["dnsServers"]["default"] == []
+    given = body(resources("modules/network.bicep")["securityGroup"])["properties"]["securityRules"]
+    assert {"ownRules", "dnsRules", "securityRules"} <= set(constants(given))
+
+
 def test_the_subnets_are_written_as_azure_spells_them() -> None:
     runners, functions = (variable("modules/network.bicep", name) for name in ("runnerSubnet", "functionSubnet"))
-    assert {*runners, *functions} <= set(SUBNET)
     assert functions["delegations"][0]["properties"]["serviceName"] == "Microsoft.App/environments"
     assert runners["defaultOutboundAccess"] is False
 
@@ -283,6 +397,22 @@ def test_nobody_gets_in_with_a_key_or_a_password() -> None:
     assert body(resources("modules/monitoring.bicep")["insights"])["properties"]["DisableLocalAuth"] is True
     assert body(resources("modules/app.bicep")["passwords"])["properties"]["allow"] is False
     assert not [file for file in FILES if re.search(r"\blist(Keys|AccountSas|Secrets)\(", (INFRA / file).read_text())]
+
+
+def test_the_host_has_the_roles_that_its_connection_by_identity_needs() -> None:
+    """Blob Data Owner for the timer's lock and the keys, queues for the trigger, tables for the output binding:
+    https://learn.microsoft.com/azure/azure-functions/functions-reference#connecting-to-host-storage-with-an-identity"""
+    file = "modules/storage.bicep"
+    assert variable(file, "hostRoles") == ["blobDataOwner", "queueDataContributor", "tableDataContributor"]
+    given = template("main.bicep")["modules"]["storage"]["config"]["params"]
+    assert set(constants(given["principalId"])) == {"property_accessor", "identity", "properties", "principalId"}
+
+
+def test_whoever_deploys_may_do_what_the_command_line_does() -> None:
+    """`doctor` reads tables and queue, `drain` writes rows: an owner of the account may neither, its keys being off."""
+    operator = variable("modules/storage.bicep", "operatorRoles")["operator"]["operands"]
+    assert operator["true_value"] == []
+    assert {"queueDataContributor", "tableDataContributor"} <= set(constants(operator["false_value"]))
 
 
 def test_every_secret_parameter_is_secure() -> None:

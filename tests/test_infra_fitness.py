@@ -123,6 +123,12 @@ def test_the_package_holds_the_app_and_nothing_else() -> None:
     assert {name for name in tracked() if not any(fnmatch(name, pattern) for pattern in ignored)} == PACKAGE
 
 
+def test_the_zip_that_the_docs_make_holds_the_same() -> None:
+    found = re.search(r"git archive --format=zip --output=\S+ HEAD (.*)", (ROOT / "docs/deploy.md").read_text())
+    assert found is not None
+    assert set(found[1].split()) == PACKAGE
+
+
 def test_the_app_imports_nothing_that_is_not_in_the_package() -> None:
     distributions = metadata.packages_distributions()
     required = {_plain(name) for name, _ in requirements("requirements.txt")}

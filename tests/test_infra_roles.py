@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runnerpool.arm_reads import DISK_ACTIONS, GROUP_ACTIONS, SECURITY_GROUP_ACTIONS, SUBNET_ACTIONS
 from runnerpool.ports import Compute, Network
 from sandbox.arm_actions import Asked, asked, linked
 from tests.azure_sandbox import AZURE, SCOPE, SPEC, VMS, Azure, body_of, call, named, running_azure
 from tests.bicep_files import INFRA, body, resources, variable
+from tests.e2e_fixture import deployed, fast_clock, pool
 
 ACCESS = "modules/access.bicep"
 SUBNET = f"{SCOPE}/providers/Microsoft.Network/virtualNetworks/{AZURE.virtual_network}/subnets/{AZURE.subnet}"
@@ -27,6 +30,9 @@ ASSIGNED: Mapping[str, tuple[list[str], str]] = {
     "onSecurityGroup": (NETWORK, SECURITY_GROUP),
 }
 """As access.bicep assigns them: by the assignment's name, the role's actions and the scope."""
+
+OF_IMAGES = {action for action in MACHINES if "/images/" in action}
+"""For images of one's own; a marketplace's are anybody's."""
 
 VIRTUAL_MACHINE_CONTRIBUTOR = (
     "Microsoft.Compute/virtualMachines/*",
@@ -104,6 +110,19 @@ async def test_the_roles_allow_all_that_the_app_asks_for_where_it_asks_for_it() 
     assert refused == []
 
 
+async def test_a_whole_deployment_at_work_asks_for_all_of_the_roles_but_other_people_s_images_and_for_no_more(
+    tmp_path: Path,
+) -> None:
+    with fast_clock(30.0):
+        async with deployed(tmp_path, [pool("warm", minimum_warm_vms=1), pool("cold")]) as app:
+            ids = [*app.queue("warm", count=2), *app.queue("cold", count=2)]
+            await app.settles()
+            assert app.done(ids)
+            seen = set(app.stack.arm.actions)
+    assert {request.action for request in seen} == {*MACHINES, *NETWORK} - OF_IMAGES
+    assert not [request for request in seen if not request.scope.startswith(app.stack.arm.scope)]
+
+
 async def test_the_roles_allow_nothing_that_the_app_does_not_ask_for() -> None:
     asked_for = {request.action for request in await taken()}
     assert sorted({*MACHINES, *NETWORK} - asked_for) == []
@@ -118,6 +137,12 @@ async def test_the_built_in_roles_that_stand_in_for_them_suffice() -> None:
     fallback = VIRTUAL_MACHINE_CONTRIBUTOR + READER
     assert not [request for request in await taken() if not allows(fallback, request.action)]
     assert variable(ACCESS, "builtInRoles")["operator"]["operands"]["false_value"] == ["virtualMachineContributor", "reader"]
+
+
+def test_doctor_looks_for_every_action_of_the_roles_where_they_are_assigned() -> None:
+    """But for those on images, which are read where they are, in a gallery anywhere: see its check of images."""
+    assert {*GROUP_ACTIONS, *DISK_ACTIONS} == {*MACHINES} - OF_IMAGES
+    assert {*SUBNET_ACTIONS, *SECURITY_GROUP_ACTIONS} == {*NETWORK}
 
 
 async def test_a_linked_action_says_what_needs_it() -> None:

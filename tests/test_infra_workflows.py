@@ -16,7 +16,7 @@ from sandbox.host_app import read_functions, read_host_json
 from tests.bicep_files import INFRA, body, resources, template, variable
 
 ROOT = INFRA.parent
-WORKFLOWS = [ROOT / ".github/workflows/ci.yml", ROOT / ".github/workflows/deploy.yml"]
+WORKFLOWS = [ROOT / f".github/workflows/{name}.yml" for name in ("ci", "deploy", "golden-image")]
 
 
 def workflow(file: Path) -> dict[str, Any]:
@@ -40,8 +40,9 @@ def test_a_job_has_a_time_limit_and_only_the_permissions_that_it_needs(file: Pat
     whole = workflow(file)
     assert whole["permissions"] in ({}, {"contents": "read"})
     for name, job in whole["jobs"].items():
-        allowed = {"contents": "read"} | ({"id-token": "write"} if name == "deploy" else {})
-        assert job.get("permissions", whole["permissions"]).items() <= allowed.items()
+        signs_in = any(step.get("uses", "").startswith("Azure/login@") for step in job.get("steps", []))
+        allowed = {"contents": "read"} | ({"id-token": "write"} if signs_in else {})
+        assert job.get("permissions", whole["permissions"]).items() <= allowed.items(), name
         assert "uses" in job or "timeout-minutes" in job
 
 
@@ -64,6 +65,26 @@ def test_ci_runs_on_the_oldest_and_the_newest_python_of_the_app() -> None:
     assert (matrix[0], matrix[-1]) == (allowed[0], allowed[-1])
 
 
+def test_no_workflow_is_left_out_of_these_rules() -> None:
+    assert sorted((ROOT / ".github/workflows").iterdir()) == WORKFLOWS
+
+
+def test_ci_fetches_wheels_for_every_python_that_azure_may_run_the_app_on() -> None:
+    declared = template("main.bicep")["parameters"]["pythonVersion"]["decorators"]
+    allowed = next(decorator["argument"] for decorator in declared if decorator["type"] == "allowed")
+    [script] = [step["run"] for step in workflow(WORKFLOWS[0])["jobs"]["package"]["steps"] if "uv pip" in step.get("run", "")]
+    assert f"for python in {' '.join(allowed)}; do" in script
+    assert "--only-binary :all:" in script
+
+
+def test_no_stored_secret_signs_in_to_azure() -> None:
+    for file in WORKFLOWS:
+        assert "secrets." not in file.read_text(), file.name
+        for step in steps(file):
+            if step.get("uses", "").startswith("Azure/login@"):
+                assert set(step["with"]) == {"client-id", "tenant-id", "subscription-id"}
+
+
 def test_a_deployment_waits_for_the_tests_and_uses_no_stored_password() -> None:
     deploy = workflow(WORKFLOWS[1])["jobs"]["deploy"]
     assert deploy["needs"] == "test"
@@ -77,7 +98,7 @@ def test_azd_finds_the_template_and_the_function_app() -> None:
     azure = yaml.safe_load((ROOT / "azure.yaml").read_text())
     assert (ROOT / azure["infra"]["path"] / f"{azure['infra']['module']}.bicep").exists()
     [(name, service)] = azure["services"].items()
-    assert service == {"project": ".", "language": "python", "host": "function"}
+    assert service == {"project": ".", "language": "python", "host": "function", "remoteBuild": True}
     tags = body(resources("modules/app.bicep")["app"])["tags"]["function"]["parameters"]
     assert {"'azd-service-name'": name} in tags.values()
     assert "azd-env-name" in str(variable("main.bicep", "allTags"))

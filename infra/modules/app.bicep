@@ -33,7 +33,7 @@ resource insights 'Microsoft.Insights/components@2020-02-02' existing = {
   name: applicationInsightsName
 }
 
-resource plan 'Microsoft.Web/serverfarms@2024-11-01' = {
+resource plan 'Microsoft.Web/serverfarms@2025-05-01' = {
   name: planName
   location: location
   tags: tags
@@ -47,7 +47,7 @@ resource plan 'Microsoft.Web/serverfarms@2024-11-01' = {
   }
 }
 
-resource app 'Microsoft.Web/sites@2024-11-01' = {
+resource app 'Microsoft.Web/sites@2025-05-01' = {
   name: appName
   location: location
   tags: union(tags, { 'azd-service-name': 'app' })
@@ -99,14 +99,14 @@ resource app 'Microsoft.Web/sites@2024-11-01' = {
   }
 }
 
-resource appSettings 'Microsoft.Web/sites/config@2024-11-01' = {
+resource appSettings 'Microsoft.Web/sites/config@2025-05-01' = {
   parent: app
   name: 'appsettings'
   properties: union(settings, hostSettings)
 }
 
 // Packages come with an Entra token; passwords for publishing stay off.
-resource passwords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2024-11-01' = [for name in ['ftp', 'scm']: {
+resource passwords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-05-01' = [for name in ['ftp', 'scm']: {
   parent: app
   name: name
   properties: {

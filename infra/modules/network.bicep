@@ -15,6 +15,7 @@ param addressPrefix string
 param runnerSubnetPrefix string
 param functionSubnetPrefix string
 param outboundPorts array
+param dnsServers array
 param securityRules array
 
 var agentPort = '8437'
@@ -77,12 +78,29 @@ var ownRules = [
   }
 ]
 
+// Only where the VNet names servers of its own: the last rule would cut runners off from them.
+var dnsRules = [
+  {
+    name: 'dns'
+    properties: {
+      priority: 1010
+      direction: 'Outbound'
+      access: 'Allow'
+      protocol: '*'
+      sourceAddressPrefix: '*'
+      sourcePortRange: '*'
+      destinationAddressPrefixes: dnsServers
+      destinationPortRange: '53'
+    }
+  }
+]
+
 resource securityGroup 'Microsoft.Network/networkSecurityGroups@2024-05-01' = if (createSecurityGroup) {
   name: securityGroupName
   location: location
   tags: tags
   properties: {
-    securityRules: concat(ownRules, securityRules)
+    securityRules: concat(ownRules, empty(dnsServers) ? [] : dnsRules, securityRules)
   }
 }
 

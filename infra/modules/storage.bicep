@@ -16,6 +16,7 @@ var blobDataOwner = 'b7e6dc6d-f1e8-4753-8033-0f276bb0955b'
 var queueDataContributor = '974c5e8b-45b9-4653-ba55-5f855dd0fb88'
 var tableDataContributor = '0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3'
 var hostRoles = [blobDataOwner, queueDataContributor, tableDataContributor]
+var operatorRoles = empty(operatorPrincipalId) ? [] : [queueDataContributor, tableDataContributor]
 
 resource account 'Microsoft.Storage/storageAccounts@2024-01-01' = {
   name: accountName
@@ -88,15 +89,16 @@ resource servicePrincipalAssignment 'Microsoft.Authorization/roleAssignments@202
   }
 }
 
-resource operatorAssignment 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorPrincipalId)) {
-  name: guid(account.id, operatorPrincipalId, tableDataContributor)
+// What the command line does: doctor looks at tables and queue, drain writes rows, a poison queue is emptied.
+resource operatorAssignments 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for role in operatorRoles: {
+  name: guid(account.id, operatorPrincipalId, role)
   scope: account
   properties: {
     principalId: operatorPrincipalId
     principalType: operatorPrincipalType
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', tableDataContributor)
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', role)
   }
-}
+}]
 
 output accountName string = account.name
 output packagesUrl string = '${account.properties.primaryEndpoints.blob}${packages.name}'
