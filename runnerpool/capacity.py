@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from runnerpool.model import Rest
 from runnerpool.vm_config import VmConfig
@@ -24,6 +25,7 @@ TROUBLE_REST = timedelta(minutes=5)
 CAPACITY_CODES = frozenset(
     {
         "SkuNotAvailable",
+        "InvalidAvailabilityZone",
         "AllocationFailed",
         "ZonalAllocationFailed",
         "OverconstrainedAllocationRequest",
@@ -34,7 +36,7 @@ CAPACITY_CODES = frozenset(
         "AzureSpotIsNotSupportedForThisVMSize",
     }
 )
-"""Every `error.code` by which Azure says that it has no room, beside `OperationNotAllowed` with a quota in its text."""
+"""Every `error.code` by which Azure says that it has no room there, beside `OperationNotAllowed` with a quota in its text."""
 
 POOL = "pool"
 """The key of a rest that holds for the whole pool."""
@@ -52,13 +54,15 @@ class Rung:
         return f"{'spot ' if self.spot else ''}{self.size}" + (f" in zone {self.zone}" if self.zone else "")
 
 
-def ladder(vm: VmConfig, *, regular: bool = False) -> list[Rung]:
+@lru_cache(maxsize=1_000)
+def ladder(vm: VmConfig, *, regular: bool = False) -> tuple[Rung, ...]:
     """Every offer in the pool's order: spot before regular where both are allowed, then sizes, then zones. `regular`: no spot,
     even in a pool that has nothing else."""
     spots = [False] if regular else {"regular": [False], "spot": [True], "spot-then-regular": [True, False]}[vm.priority]
-    return [Rung(size, zone, spot) for spot in spots for size in vm.sizes for zone in (vm.zones or [None])]
+    return tuple(Rung(size, zone, spot) for spot in spots for size in vm.sizes for zone in (vm.zones or [None]))
 
 
+@lru_cache(maxsize=1_000)
 def family(size: str) -> str:
     """The quota family that a size's name implies: Standard_D4ads_v5 -> Dads_v5. Constrained sizes count as their parent."""
     body = size.removeprefix("Standard_")
@@ -80,6 +84,7 @@ def architecture(size: str) -> str:
     return "arm64" if match and "p" in match.group(1) else "x64"
 
 
+@lru_cache(maxsize=1_000)
 def _keys(rung: Rung) -> tuple[str, ...]:
     """Every key under which something may rest that covers this rung."""
     kind = "spot" if rung.spot else "regular"
@@ -116,6 +121,8 @@ def rest_after(rung: Rung, code: str, detail: str, now: datetime) -> tuple[str, 
         return "spot", Rest(now + SPOT_REST, code)
     if code == "AzureSpotIsNotSupportedForThisVMSize":
         return size_key, Rest(now + SPOT_REST, code)
+    if code == "InvalidAvailabilityZone":
+        return zone_key, Rest(now + SKU_REST, code)  # the region has no such zone; its others are as good as ever
     if code == "SkuNotAvailable":
         return (zone_key if rung.zone else size_key), Rest(now + (SPOT_REST if rung.spot else SKU_REST), code)
     return zone_key, Rest(now + (SPOT_REST if rung.spot else ALLOCATION_REST), code)

@@ -1,7 +1,9 @@
 """Jobs that were lost because Azure took a spot VM away, and their second chance on a regular one. Pure.
 
-A job is lost to an eviction when its spot VM is gone while it ran, or when it did not succeed on a VM whose agent had read an
-eviction notice: GitHub then tells of it as failed or cancelled, like any other. It is re-run once, where the pool file says so.
+A job is lost to an eviction when its spot VM is gone while it ran, or when it did not succeed on a VM that Azure gave notice to:
+GitHub then tells of it as failed or cancelled, like any other. The notice is read by the VM's agent; a runner that ends its job
+between the notice and the next poll is found out as its VM is deleted (`withdraw.py`). It is re-run once, where the pool file
+says so.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from runnerpool.config import PoolConfig
-from runnerpool.model import Job, JobState, Runner, RunnerState
+from runnerpool.lifecycle import NOTICE
+from runnerpool.model import Job, JobState, Runner, RunnerState, Snapshot
+from runnerpool.ports import Vm
 
 LOST = ("failure", "cancelled")
 """How GitHub tells of a job whose runner was killed: https://github.com/actions/runner/pull/1792 and
@@ -34,9 +38,36 @@ def lost(jobs: Mapping[str, Job], runners: Mapping[str, Runner]) -> dict[str, Jo
         failed = job.state is JobState.COMPLETED and job.conclusion in LOST
         if vanished and (failed or job.state is JobState.IN_PROGRESS):
             found[job.job_id] = replace(job, evicted=f"its spot VM {runner.name} was taken away")
-        elif runner.eviction_at is not None and failed:
+        elif failed and _within_notice(job, runner):
             found[job.job_id] = replace(job, evicted=f"Azure gave notice to its spot VM {runner.name}")
     return found
+
+
+def _within_notice(job: Job, runner: Runner) -> bool:
+    """Whether the job ended about when Azure was to take its VM. What runs on for longer was spared, and fails by itself."""
+    if runner.eviction_at is None or job.completed_at is None:
+        return False
+    return job.completed_at - runner.eviction_at < NOTICE
+
+
+def lost_elsewhere(now: datetime, pools: Mapping[str, Snapshot], direct: Mapping[str, Vm | None]) -> list[tuple[Job, str]]:
+    """The jobs, as their rows are, that are now known to have been lost on another pool's VM; and how each of them was.
+
+    GitHub gives a job to any runner that has its labels, and a pool's own pass reads its own rows only. `direct` are the answers
+    to direct GETs, None for a 404: a VM first found missing in this pass may have no row any more in the next one.
+    """
+    runners = {name: _as_found(now, runner, direct) for pool in pools.values() for name, runner in pool.runners.items()}
+    found: list[tuple[Job, str]] = []
+    for pool in pools.values():
+        abroad = {job_id: job for job_id, job in pool.jobs.items() if job.runner_name and job.runner_name not in pool.runners}
+        found += [(pool.jobs[job_id], job.evicted or "") for job_id, job in lost(abroad, runners).items()]
+    return found
+
+
+def _as_found(now: datetime, runner: Runner, direct: Mapping[str, Vm | None]) -> Runner:
+    """With its VM's absence, where a direct GET has just proved it: no PUT can bring it any more."""
+    missing = runner.name in direct and direct[runner.name] is None and (runner.put_until is None or now >= runner.put_until)
+    return replace(runner, absent_since=now) if missing and runner.absent_since is None else runner
 
 
 def second_attempts(jobs: Mapping[str, Job]) -> dict[str, Job]:

@@ -27,6 +27,11 @@ LIST_LAG = timedelta(minutes=2)
 """The list of VMs may leave out a new one for a minute; only after this is its absence worth a direct GET."""
 STUCK = timedelta(minutes=10)
 """How long a runner may be called busy without a worker before it is given up."""
+SHORT = timedelta(minutes=2)
+"""A runner program that ends so soon without a job was refused, as where its version is too old: GitHub drops an idle registration
+after some minutes."""
+REFUSALS = 3
+"""Registrations in a row that ended so, after which the VM is given up: another one may have a newer runner."""
 NOTICE = timedelta(minutes=10)
 """Azure gives 30 s of notice, and no agent's word keeps its VM out of use for longer than this. A VM that is there so long
 after its time was spared, and serves again."""
@@ -112,7 +117,8 @@ def _witnessed(now: datetime, runner: Runner, seen: Seen, usual: Mapping[str, fl
         runner = _agent(now, runner, word)
     if runner.target is not None and not stale:
         runner = _github(now, runner, seen.registrations.get(runner.target))
-    return _deadlines(now, runner, usual)
+    # Given up only where its agent was asked in this very pass: a wake-up has asked nobody, and could not keep the log's end.
+    return runner if word is None else _deadlines(now, runner, usual)
 
 
 def _absence(now: datetime, runner: Runner, seen: Seen) -> Runner:
@@ -202,8 +208,21 @@ def _agent_without_job(now: datetime, runner: Runner, word: AgentStatus) -> Runn
     if word.phase is AgentPhase.EXITED and runner.state in (S.BOOTING, S.REGISTERED):
         if runner.target is None:
             return runner.move(S.FAILED, now, "its runner ended without ever being bound")
-        return runner.move(S.READY, now, "GitHub dropped its idle registration", ready_at=ready, online_at=None)
+        return _ended_without_job(now, runner, ready)
     return runner
+
+
+def _ended_without_job(now: datetime, runner: Runner, ready: datetime) -> Runner:
+    """Its VM can be bound again: at once where an idle registration was dropped, later and later where none lasted."""
+    if now - runner.since >= SHORT:
+        return runner.move(S.READY, now, "GitHub dropped its idle registration", ready_at=ready, online_at=None, refused=0)
+    refused = runner.refused + 1
+    version = runner.runner_version or "of its image"
+    why = f"its runner ended at once without a job, {refused} times: does GitHub still take the version {version}?"
+    if refused >= REFUSALS:
+        return runner.move(S.FAILED, now, why, refused=refused)
+    pause = now + (refused - 1) * SHORT
+    return runner.move(S.READY, now, why, ready_at=ready, online_at=None, refused=refused, not_before=pause)
 
 
 def _strange_binding(now: datetime, runner: Runner, word: AgentStatus) -> Runner:

@@ -158,7 +158,8 @@ def merge(job: Job | None, fact: Fact) -> Job:
             conclusion=_least(job.conclusion, fact.conclusion),
         )
     if fact.action in ("in_progress", "completed") and fact.runner_name:
-        name, runner_id = min((job.runner_name, job.runner_id), (fact.runner_name, fact.runner_id), key=_runner_order)
+        told = (fact.runner_name, fact.runner_id or None)
+        name, runner_id = min((job.runner_name, job.runner_id), told, key=_runner_order)
         job = replace(job, runner_name=name, runner_id=runner_id)
     return job
 
@@ -257,6 +258,7 @@ class Runner:
     minted_at: datetime | None = None  # written BEFORE the first JIT call: from here on a registration may exist
     github_id: int | None = None
     online_at: datetime | None = None  # when its runner was first seen listening for this registration
+    refused: int = 0  # registrations in a row whose runner ended at once without a job
     deregistered_at: datetime | None = None  # the registration is proved gone; cleared by nothing
     # -- phases
     put_until: datetime | None = None  # until when a PUT for this name may still reach Azure; None when none may

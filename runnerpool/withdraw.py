@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runnerpool.acting import Acting
-from runnerpool.errors import RetryLater
+from runnerpool.errors import PoolError, RetryLater
+from runnerpool.lifecycle import NOTICE
 from runnerpool.model import Runner, RunnerState
-from runnerpool.ports import Removal
+from runnerpool.ports import AgentStatus, Removal, VmState
 from runnerpool.register import target_of
 
+log = logging.getLogger(__name__)
 S = RunnerState
 
 DELETE_AGAIN = timedelta(minutes=5)
 """A deletion usually takes Azure a minute or two; one that it accepted and could not finish leaves the VM where it is."""
+FRESH = timedelta(minutes=1)
+"""A row that became DELETING so lately has been acted on by nobody else: another worker takes a claim over after six minutes."""
 
 
 async def retire(acting: Acting, runner: Runner) -> None:
@@ -70,14 +75,37 @@ def _busy(row: Runner, acting: Acting) -> Runner | None:
 async def delete(acting: Acting, runner: Runner) -> None:
     """Deletes the VM by name. Rule 1 was met when the row became DELETING, and that state has no way back."""
     await acting.token("arm-deletes")
+    eviction_at = await _eviction(acting, runner)
     await acting.call(lambda: acting.outside.compute.delete_vm(runner.name))
     now = acting.clock()
 
     def accepted(row: Runner) -> Runner:
-        row = replace(row, claimed_by=None, claimed_until=None)
+        row = replace(row, claimed_by=None, claimed_until=None, eviction_at=row.eviction_at or eviction_at)
         if row.put_until is not None and now < row.put_until:
             # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on.
             return replace(row, not_before=row.put_until)
         return replace(row, delete_accepted_at=row.delete_accepted_at or now, not_before=now + DELETE_AGAIN)
 
     await acting.ledger.revise_runner(runner, accepted)
+
+
+async def _eviction(acting: Acting, runner: Runner) -> datetime | None:
+    """When Azure takes a spot VM away, or took it, whose job has just ended; None where nothing shows that.
+
+    A runner may report its job as failed within the 30 s of notice, before any poll has read the notice. This is the last
+    moment to tell that from an ordinary failure: the agent has read it, or the VM is on its way out before we asked for that.
+    """
+    now = acting.clock()
+    ended = runner.spot and runner.completed_job is not None and runner.eviction_at is None
+    if not ended or runner.attempts or now - runner.since > FRESH:
+        return None
+    if runner.address is not None:
+        word = await acting.outside.agents.status(runner.name, runner.address)
+        if isinstance(word, AgentStatus):
+            return word.eviction_at and min(word.eviction_at, now + NOTICE)
+    try:
+        vm = await acting.outside.compute.get_vm(runner.name)
+    except PoolError as error:
+        log.warning("runner %s: whether its spot VM was taken away cannot be read: %s", runner.name, error)
+        return None
+    return now if vm is None or vm.state is VmState.DELETING else None

@@ -10,7 +10,7 @@ What makes it fail, and what shows its inside (arm_admin.py):
     POST GET DELETE /_admin/faults      see arm_faults.py
     POST            /_admin/settings    {"latency", "boot_delay", "delete_delay" (seconds), "page_size", "quotas": {name: cores},
                                         "surroundings": see arm_surroundings.py}
-    POST            /_admin/evict       {"name"}: a spot VM is taken away
+    POST            /_admin/evict       {"name", "notice"?}: a spot VM is taken away, so many seconds after it was told
     GET             /_admin/state       VMs, NICs, a log of what happened when, and the peak of each pool
     GET             /_admin/calls       how often each operation was asked for
     GET             /_admin/actions     the permissions that these calls took, each with its scope
@@ -23,6 +23,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from random import Random
 from typing import Any
 
 from aiohttp import web
@@ -68,6 +69,7 @@ class ArmSandbox:
         boot_delay: float = 0.0,
         delete_delay: float = 0.0,
         latency: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.subscription_id = subscription_id
         self.resource_group = resource_group
@@ -83,7 +85,7 @@ class ArmSandbox:
         self.latency = latency
         self.estate = Estate()
         self.surroundings = Surroundings()
-        self.faults = Faults()
+        self.faults = Faults(Random(seed))
         self.calls: Counter[str] = Counter()
         self.actions: set[Asked] = set()
         self.lifecycle = Lifecycle(estate=self.estate, machines=machines, boot_delay=boot_delay, delete_delay=delete_delay)
@@ -156,6 +158,8 @@ class ArmSandbox:
         if fault := self.faults.take("error", operation, facts):
             error = refusal(fault.code, fault.status, fault.message, facts)
             error.headers |= {"Retry-After": str(fault.retry_after)} if fault.retry_after is not None else {}
+            if fault.applied:
+                await handler(request)
             raise error
         if fault := self.faults.take("hang", operation, facts):
             response = await handler(request) if fault.applied else None

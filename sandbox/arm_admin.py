@@ -39,10 +39,11 @@ def add_admin_routes(app: web.Application, arm: ArmSandbox) -> None:
         return web.Response(status=204)
 
     async def evict(request: web.Request) -> web.Response:
-        vm = arm.estate.vms.get(str((await request.json()).get("name", "")).lower())
+        wish: dict[str, Any] = await request.json()
+        vm = arm.estate.vms.get(str(wish.get("name", "")).lower())
         if vm is None:
             return web.json_response({"error": "no such VM"}, status=404)
-        await arm.lifecycle.evict(vm)
+        await arm.lifecycle.evict(vm, float(wish.get("notice", 0.0)))
         return web.Response(status=204)
 
     async def show_state(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from sandbox import arm_wire as wire
 from sandbox import clock
 from sandbox.arm_checks import check_body, check_quota, cores, read_body, refusal
 from sandbox.arm_errors import ArmError, not_found
+from sandbox.arm_lifecycle import Fate
 from sandbox.arm_store import NicRecord, Operation, VmRecord
 
 if TYPE_CHECKING:
@@ -96,10 +97,20 @@ class ComputeProvider:
             error = refusal(fault.code, 409, fault.message, facts)
             failure = (error.code, error.message)
         dead = self._arm.faults.take("dead_agent", "vm.put", facts) is not None
+        broken = self._arm.faults.take("setup_fails", "vm.put", facts)
         slow = self._arm.faults.take("slow_boot", "vm.put", facts)
         if fault := self._arm.faults.take("list_omits", "vm.put", facts):
             vm.hidden_until = asyncio.get_running_loop().time() + fault.seconds
-        self._arm.lifecycle.boot(vm, operation, failure=failure, dead=dead, extra_delay=slow.seconds if slow else 0.0)
+        evict = self._arm.faults.take("evict", "vm.put", facts) if vm.spot else None
+        fate = Fate(
+            failure=failure,
+            dead=dead,
+            delay=slow.seconds if slow else 0.0,
+            setup_error=broken.message if broken else "",
+            evicted_after=evict.seconds if evict else None,
+            notice=evict.notice if evict else 0.0,
+        )
+        self._arm.lifecycle.boot(vm, operation, fate)
 
     async def _get_vm(self, request: web.Request) -> web.Response:
         vm = self._vm(request)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Protocol
 
+from sandbox import clock
 from sandbox.arm_store import Estate, Operation, VmRecord
 
 log = logging.getLogger(__name__)
@@ -15,11 +19,27 @@ log = logging.getLogger(__name__)
 class Machines(Protocol):
     """What boots and stops the process behind a VM."""
 
-    async def boot(self, name: str, address: str, user_data: str) -> None:
-        """Returns once the machine has been started."""
+    async def boot(self, name: str, address: str, user_data: str, *, setup_error: str = "") -> None:
+        """Returns once the machine has been started. With a `setup_error` its set-up ends in these words."""
+
+    def warn(self, name: str, at: datetime) -> None:
+        """Tells the machine, as Azure's metadata service would, that it is taken away then; an unknown name is fine."""
 
     async def stop(self, name: str) -> None:
         """Kills the machine; an unknown name is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What goes wrong with one VM. With a `failure` (code and text) Azure fails it; `dead`: nothing runs in it; `setup_error`: its
+    set-up ends in these words; `evicted_after` seconds of running Azure takes it away, and says so `notice` seconds ahead."""
+
+    failure: tuple[str, str] = ("", "")
+    dead: bool = False
+    delay: float = 0.0
+    setup_error: str = ""
+    evicted_after: float | None = None
+    notice: float = 0.0
 
 
 class Lifecycle:
@@ -32,9 +52,11 @@ class Lifecycle:
         self.delete_delay = delete_delay
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def boot(self, vm: VmRecord, operation: Operation, *, failure: tuple[str, str], dead: bool, extra_delay: float) -> None:
-        """Boots the VM, or, with a `failure` (code and text), fails it. `dead`: nothing runs in it."""
-        vm.task = self._start(self._boot(vm, operation, failure, dead, self.boot_delay + extra_delay))
+    def boot(self, vm: VmRecord, operation: Operation, fate: Fate) -> None:
+        """Boots the VM, as far as it is to come."""
+        vm.task = boot = self._start(self._boot(vm, operation, fate))
+        if fate.evicted_after is not None:
+            self._start(self._evict_later(vm, boot, fate.evicted_after, fate.notice))
 
     def delete(self, vm: VmRecord, operation: Operation, *, failure: tuple[str, str], keep_nic: bool) -> None:
         """Azure has accepted the deletion: the VM counts no more, though it takes a while to go."""
@@ -43,12 +65,30 @@ class Lifecycle:
         self._estate.note("delete accepted", vm)
         vm.task = self._start(self._delete(vm, operation, vm.task, failure, keep_nic))
 
-    async def evict(self, vm: VmRecord) -> None:
-        """A spot VM is taken away, with its NIC and its disk."""
+    async def evict(self, vm: VmRecord, notice: float = 0.0) -> None:
+        """A spot VM is taken away, with its NIC and its disk, `notice` seconds after it was told; not if it is deleted first."""
+        if notice:
+            self._machines.warn(vm.name, clock.now() + timedelta(seconds=notice * clock.rate(os.environ)))
+            if not await self._outlives(vm, notice):
+                return
         vm.doomed.set()
         await self._settle(vm.task)
         await self._machines.stop(vm.name)
         self._estate.remove(vm, "evicted")
+
+    async def _evict_later(self, vm: VmRecord, boot: asyncio.Task[None], seconds: float, notice: float) -> None:
+        await self._settle(boot)
+        if vm.power == "running" and await self._outlives(vm, seconds):
+            await self.evict(vm, notice)
+
+    @staticmethod
+    async def _outlives(vm: VmRecord, seconds: float) -> bool:
+        """Whether nobody has deleted the VM when so many seconds are over."""
+        try:
+            await asyncio.wait_for(vm.doomed.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
 
     async def settle(self) -> None:
         """Returns when nothing is under way any more."""
@@ -61,16 +101,14 @@ class Lifecycle:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _boot(self, vm: VmRecord, operation: Operation, failure: tuple[str, str], dead: bool, delay: float) -> None:
-        try:
-            await asyncio.wait_for(vm.doomed.wait(), delay)
+    async def _boot(self, vm: VmRecord, operation: Operation, fate: Fate) -> None:
+        if not await self._outlives(vm, self.boot_delay + fate.delay):
             self._estate.end(operation, "OperationPreempted", "Operation execution has been preempted by a more recent operation.")
             return
-        except TimeoutError:  # nobody deleted it meanwhile: the usual course
-            pass
-        if not failure[0] and not dead:
+        failure = fate.failure
+        if not failure[0] and not fate.dead:
             try:
-                await self._machines.boot(vm.name, vm.address, vm.custom_data)
+                await self._machines.boot(vm.name, vm.address, vm.custom_data, setup_error=fate.setup_error)
             except Exception as error:
                 log.exception("VM %s did not boot", vm.name)
                 failure = ("OSProvisioningClientError", f"OS provisioning failed: {type(error).__name__}")

@@ -16,11 +16,14 @@ from sandbox.demo_records import Records
 from sandbox.stack import Stack
 
 RATE = 30.0
-"""The reconcile pass comes every second; a VM whose agent never answers is late after 16 s and given up after 40."""
+"""The reconcile pass comes every second; a VM whose agent never answers is late after 16 s and given up after 40, one whose set-up
+does not end after 20 and 60."""
 LOST_AFTER = 8.0
 """Real seconds after which GitHub gives up a job whose runner has gone: four minutes of its clock."""
 REFUSALS = 1000
 """How often the full zone could refuse a VM: what is left of it tells how often it did."""
+
+SETUP_ERROR = "what came from https://example.com is not runner 2.330.0: its sha256 is 00 and should be 11"
 
 SPOT, KEPT = 0, 1
 """Which of the demo's two pools takes spot VMs, and which keeps idle VMs registered."""
@@ -49,6 +52,7 @@ class Mishaps:
     _reaped: tuple[str, int] = ("", 0)
     _refused_id: int = 0
     _dead_id: int = 0
+    _broken_id: int = 0
 
     async def before_jobs(self) -> None:
         """Faults that wait for what the jobs bring about."""
@@ -57,6 +61,8 @@ class Mishaps:
         refused = await self._arm("faults", {"kind": "put_409", "code": "ZonalAllocationFailed", "match": full, "times": REFUSALS})
         self._refused_id = int(refused["id"])
         await self._arm("faults", {"kind": "async_failure", "match": {"pool": pools[KEPT].name}, "times": 1})
+        broken = {"kind": "setup_fails", "message": SETUP_ERROR, "match": {"pool": pools[KEPT].name, "zone": "2"}, "times": 1}
+        self._broken_id = int((await self._arm("faults", broken))["id"])
         dead = await self._arm("faults", {"kind": "dead_agent", "match": {"pool": pools[SPOT].name, "zone": "2"}, "times": 1})
         self._dead_id = int(dead["id"])
         await self._github("faults", {"kind": "drop", "action": "completed", "times": 1})
@@ -108,6 +114,7 @@ class Mishaps:
                 bool(failed) and all(one["vm"] in deleted for one in failed),
             ),
             ("a VM's agent never answered: it was given up and deleted", self._dead_id not in left and self.over(records)),
+            ("a VM's set-up failed, its runner's checksum was wrong: it was given up and deleted", self._broken_id not in left),
             ("the delivery of a `completed` was lost: GitHub was asked, and the VM deleted", bool(untold)),
             ("GitHub dropped an idle registration: its VM was bound again", records.registered_again(*self._reaped)),
             ("a spot VM was evicted in mid-job: GitHub ran the job again, on a regular VM", bool(again) and all(again)),

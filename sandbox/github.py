@@ -114,7 +114,7 @@ class GitHubSandbox:
         ).add_routes(app, gate)
         HooksApi(deliveries=self.deliveries, place=self._place, root=root, world=self.world).add_routes(app, gate)
         ReadsApi(world=self.world, place=self._place, root=root, credentials=self.credentials).add_routes(app, gate)
-        RunnerApi(world=self.world, poll=self._runner_poll).add_routes(app)
+        RunnerApi(world=self.world, faults=self.faults, poll=self._runner_poll).add_routes(app)
         Admin(
             world=self.world, deliveries=self.deliveries, faults=self.faults, calls=self.calls, set_webhook=self.set_webhook
         ).add_routes(app)

@@ -157,6 +157,7 @@ def _job(job: Job) -> dict[str, Any]:
         "completed_at": job.completed_at.isoformat() if job.completed_at else None,
         "runner_id": job.runner_id,
         "runner_name": job.runner_name,
+        "deregistered_at": job.deregistered_at.isoformat() if job.deregistered_at else None,
         "timeline": [{"action": action, "at": at.isoformat()} for action, at in job.timeline],
     }
 

@@ -152,6 +152,8 @@ class Deliveries:
             self._in_order(delivery.job.id, lambda: self._post(delivery))
         elif fault.kind == "drop":
             delivery.status = "dropped"
+        elif fault.kind == "fail":
+            delivery.status_code, delivery.status = 502, "failed to connect to host"
         elif fault.kind == "late":
             self._spawn(self._after(asyncio.sleep(fault.seconds), delivery))
         elif fault.kind == "reorder":

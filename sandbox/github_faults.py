@@ -10,7 +10,9 @@ A fault is a rule that applies to what it matches, `times` times (None: until it
                 shift                  a runner moves to the front of the list between two pages
                 busy_lag               `busy` turns true only `seconds` after the job began (each look uses the rule once)
     runners     reap                   a registration goes `seconds` after it was minted, unless it runs a job
+                refuse_version         a runner program that asks for a job is told that its version is too old
     deliveries  drop                   never sent, never listed
+                fail                   does not get through, and is listed as failed
                 double                 sent twice
                 late                   sent `seconds` later
                 reorder                sent after the job's next delivery, or `seconds` later where none comes
@@ -27,8 +29,8 @@ from typing import Any
 from sandbox.clock import now
 
 API_KINDS = ("answer", "secondary_limit", "primary_limit", "hang", "removed_although_busy", "shift", "busy_lag")
-DELIVERY_KINDS = ("drop", "double", "late", "reorder")
-KINDS = frozenset({*API_KINDS, "reap", *DELIVERY_KINDS})
+DELIVERY_KINDS = ("drop", "fail", "double", "late", "reorder")
+KINDS = frozenset({*API_KINDS, "reap", "refuse_version", *DELIVERY_KINDS})
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Fault:
 
 class Faults:
     def __init__(self, random: Random) -> None:
+        self.struck: Counter[str] = Counter()  # how often each kind happened
         self._random = random
         self._rules: list[Fault] = []
 
@@ -72,6 +75,7 @@ class Faults:
         """The first rule of these kinds that fits and that chance does not spare, used up by one."""
         for rule in self._rules:
             if rule.kind in kinds and rule.fits(method, path, action) and self._random.random() < rule.probability:
+                self.struck[rule.kind] += 1
                 if rule.times is not None:
                     rule.times -= 1
                     if rule.times <= 0:

@@ -1,7 +1,8 @@
 """What the sandbox's GitHub says to runner programs: `/_runner/…`, in place of the Actions service that `run.sh` talks to.
 
 POST /_runner/session {"runner_id", "token"}            200 {"session"} · 401 · 404 registration gone · 409 in use
-GET  /_runner/message?session=S                         200 {"job_id", "seconds", "conclusion"} · 204 ask again · 404 gone
+GET  /_runner/message?session=S                         200 {"job_id", "seconds", "conclusion"} · 204 ask again · 404 gone ·
+                                                        403 its version is too old
 POST /_runner/jobs/{id}/finished?session=S {"conclusion"}  200 · 404
 """
 
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from sandbox.github_faults import Faults
+from sandbox.github_shapes import RUNNER_VERSION
 from sandbox.github_world import NameTaken, NotRegistered, World
 
 
 class RunnerApi:
     """`poll`: the longest that a request for a job is kept waiting, in seconds."""
 
-    def __init__(self, *, world: World, poll: float) -> None:
+    def __init__(self, *, world: World, faults: Faults, poll: float) -> None:
         self._world = world
+        self._faults = faults
         self._poll = poll
 
     def add_routes(self, app: web.Application) -> None:
@@ -37,8 +41,13 @@ class RunnerApi:
         return web.json_response({"session": session})
 
     async def message(self, request: web.Request) -> web.Response:
+        session = request.query.get("session", "")
+        runner = self._world.sessions.get(session)
+        if runner is not None and self._faults.take("refuse_version", path=runner.name):
+            text = f"Runner version v{RUNNER_VERSION} is deprecated and cannot receive messages."
+            return web.json_response({"message": text}, status=403)
         try:
-            job = await self._world.next_job(request.query.get("session", ""), self._poll)
+            job = await self._world.next_job(session, self._poll)
         except NotRegistered:
             return web.json_response({"message": "the runner registration has been deleted"}, status=404)
         if job is None:

@@ -76,6 +76,7 @@ class Job:
     runner_name: str | None = None
     group: Group | None = None
     cancelled: bool = False
+    deregistered_at: datetime | None = None  # its runner's registration was removed while it ran
     timeline: list[tuple[str, datetime]] = field(default_factory=list)
 
 
@@ -275,6 +276,8 @@ class World:
         """Drops the registration. A job that runs on it goes on and may still be reported."""
         runner.registered = False
         self.runners.pop(runner.id, None)
+        if runner.job is not None:
+            runner.job.deregistered_at = now()
         if runner.poll is not None and not runner.poll.done():
             runner.poll.set_exception(NotRegistered(runner.name))
 

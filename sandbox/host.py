@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.host_app import HTTP_GROUP, IndexingError, read_functions, read_host_json
+from sandbox.host_nursery import Nursery, Nursling
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -30,15 +31,19 @@ STOP_SECONDS = 5.0
 
 
 class Host:
-    """Runs the app in `root` with `settings` as its app settings, on loopback. `port` 0 takes a free one; `log` gets all output."""
+    """Runs the app in `root` with `settings` as its app settings, on loopback. `port` 0 takes a free one; `log` gets all output.
+    `forked`: the processes are forked from one that has imported this project's app, and so start within milliseconds."""
 
-    def __init__(self, *, root: Path, settings: Mapping[str, str], port: int = 0, log: IO[str] | None = None) -> None:
+    def __init__(
+        self, *, root: Path, settings: Mapping[str, str], port: int = 0, log: IO[str] | None = None, forked: bool = False
+    ) -> None:
         self._root = root.resolve()
         self._settings = dict(settings)
         self._port = port
         self._log = log
         self._socket: socket.socket | None = None
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._nursery = Nursery() if forked else None
+        self._processes: dict[str, asyncio.subprocess.Process | Nursling] = {}
         self._keepers: list[asyncio.Task[None]] = []
 
     @property
@@ -52,14 +57,24 @@ class Host:
         """The process that runs a group: "http", or the name of a queue or timer function."""
         return self._processes[group].pid
 
+    def running(self) -> list[str]:
+        """The groups whose process runs now; one that ended is started again a moment later."""
+        return [group for group, process in self._processes.items() if process.returncode is None]
+
     async def start(self) -> None:
-        """Starts one process a group. Raises IndexingError when the app cannot be run, OSError when the port is taken."""
+        """Starts one process a group. Raises IndexingError when the app cannot be run, OSError when the port is taken; what runs
+        by then is ended."""
         read_host_json(self._root)
         groups = sorted({function.group for function in read_functions(self._root)})
-        self._socket = socket.create_server(("127.0.0.1", self._port), backlog=512)
-        for group in groups:
-            self._processes[group] = await self._spawn(group)
-            self._keepers.append(asyncio.create_task(self._keep(group)))
+        async with contextlib.AsyncExitStack() as started:
+            started.push_async_callback(self.stop)
+            self._socket = socket.create_server(("127.0.0.1", self._port), backlog=512)
+            if self._nursery is not None:
+                await self._nursery.start(cwd=SOURCE, env=self._environment, log=self._log, passed=(self._socket.fileno(),))
+            for group in groups:
+                self._processes[group] = await self._spawn(group)
+                self._keepers.append(asyncio.create_task(self._keep(group)))
+            started.pop_all()
 
     async def stop(self) -> None:
         """Ends every process; one that does not within seconds is killed. Fine to call twice."""
@@ -69,6 +84,8 @@ class Host:
         self._keepers.clear()
         await asyncio.gather(*(_end(process) for process in self._processes.values()))
         self._processes.clear()
+        if self._nursery is not None:
+            await self._nursery.stop()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -80,17 +97,23 @@ class Host:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def _spawn(self, group: str) -> asyncio.subprocess.Process:
-        command = [sys.executable, "-m", "sandbox.host_worker", "--root", str(self._root), "--group", group]
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self._settings}
+
+    async def _spawn(self, group: str) -> asyncio.subprocess.Process | Nursling:
+        arguments = ["--root", str(self._root), "--group", group]
         passed: tuple[int, ...] = ()
         if group == HTTP_GROUP:
             assert self._socket is not None
             passed = (self._socket.fileno(),)
-            command += ["--socket", str(self._socket.fileno())]
+            arguments += ["--socket", str(self._socket.fileno())]
+        if self._nursery is not None:
+            return await self._nursery.spawn(arguments)
         return await asyncio.create_subprocess_exec(
-            *command,
+            *(sys.executable, "-m", "sandbox.host_worker", *arguments),
             cwd=SOURCE,
-            env={**os.environ, **self._settings},
+            env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
@@ -107,7 +130,7 @@ class Host:
             self._processes[group] = await self._spawn(group)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process | Nursling) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

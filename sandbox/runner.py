@@ -20,10 +20,15 @@ from typing import Any
 PATIENCE = 30.0  # seconds that an answer may take; the server holds a poll for at most 20
 RETRIES = 60  # a second apart: GitHub may be down for a while
 GONE = frozenset({401, 404, 409})  # the registration is no more, or belongs to another session
+REFUSED = 403  # this version of the runner
 
 
 class Deregistered(Exception):
     """GitHub knows this runner no more: there is nothing left to do."""
+
+
+class TooOld(Exception):
+    """GitHub gives a runner of this version no jobs."""
 
 
 def call(url: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -43,7 +48,7 @@ def call(url: str, method: str, path: str, body: object = None) -> tuple[int, An
 
 
 def insist(url: str, method: str, path: str, body: object = None) -> Any:
-    """The JSON of a 2xx answer (None for 204), however often it takes. Raises Deregistered."""
+    """The JSON of a 2xx answer (None for 204), however often it takes. Raises Deregistered, TooOld."""
     for _ in range(RETRIES):
         try:
             code, answer = call(url, method, path, body)
@@ -52,6 +57,8 @@ def insist(url: str, method: str, path: str, body: object = None) -> Any:
         else:
             if code in GONE:
                 raise Deregistered
+            if code == REFUSED:
+                raise TooOld(answer["message"])
             if code < 300:
                 return answer
             print(f"GitHub answered {code}", flush=True)
@@ -93,6 +100,8 @@ def main() -> None:
         print(f"Job {job['job_id']} completed with result: {conclusion}", flush=True)
     except Deregistered:
         print("The runner registration has been deleted from the server", flush=True)
+    except TooOld as error:  # the registration stays behind, offline; see https://github.com/actions/runner/issues/3266
+        print(f"An error occurred: {error}", flush=True)
     sys.exit(0)
 
 

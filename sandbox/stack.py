@@ -39,13 +39,21 @@ NOT_OURS = (
 
 class Stack:
     """Starts in order, stops in reverse. `folder` takes the VMs' disks; `boot_seconds` pass before a VM's agent answers.
-    `storage` is an Azurite of the caller's choice, which is started and stopped here; `lost_after` as for `GitHubSandbox`.
+    `storage` is an Azurite of the caller's choice, which is started and stopped here; `lost_after` as for `GitHubSandbox`;
+    `seed` is that of every chance that this Azure and this GitHub take.
 
     The organisation's repositories are `config.github.owner`/backend and /website.
     """
 
     def __init__(
-        self, *, folder: Path, pool_file: Path, boot_seconds: float = 0.0, storage: Azurite | None = None, lost_after: float = 600.0
+        self,
+        *,
+        folder: Path,
+        pool_file: Path,
+        boot_seconds: float = 0.0,
+        storage: Azurite | None = None,
+        lost_after: float = 600.0,
+        seed: int = 0,
     ) -> None:
         self.pool_file = pool_file
         self.config: Config = load_config(pool_file)
@@ -66,6 +74,7 @@ class Stack:
             network_security_group=azure.network_security_group,
             boot_delay=boot_seconds * 2 / 3,
             delete_delay=0.5,
+            seed=seed,
         )
         self._github_token = secrets.token_hex(16)
         self._webhook_secret = secrets.token_hex(16)
@@ -76,6 +85,7 @@ class Stack:
             tokens=[self._github_token],
             hook_on="repo" if self.config.github.scope == "repo" else "org",
             lost_after=lost_after,
+            seed=seed,
         )
         self._azurite = storage or Azurite()
         self._running = AsyncExitStack()

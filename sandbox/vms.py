@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,9 @@ class Machines:
         self._machines: dict[str, Machine] = {}
         self._lifeline, self._held = os.pipe()
 
-    async def boot(self, name: str, address: str, user_data: str) -> None:
-        """Starts the VM's agent on `address`. Raises FileExistsError for a name that exists, ValueError for user-data that
-        cloud-init would not read."""
+    async def boot(self, name: str, address: str, user_data: str, *, setup_error: str = "") -> None:
+        """Starts the VM's agent on `address`. With a `setup_error` its set-up ends in these words. Raises FileExistsError for a
+        name that exists, ValueError for user-data that cloud-init would not read."""
         folder = self.root / name
         folder.mkdir(parents=True)
         machine = self._machines[name] = Machine(folder)
@@ -68,7 +70,7 @@ class Machines:
         adapt(folder, address)
         if self.dead_agents:
             return
-        machine.setup = asyncio.create_task(set_up(folder, self.setup_seconds))
+        machine.setup = asyncio.create_task(set_up(folder, self.setup_seconds, setup_error))
         await asyncio.sleep(0)  # a set-up without delay is over before the agent looks
         machine.process = self._start(folder)
 
@@ -84,6 +86,19 @@ class Machines:
         """Whether the VM is there and, unless it was booted without one, its agent lives."""
         machine = self._machines.get(name)
         return machine is not None and (machine.process is None or machine.process.poll() is None)
+
+    def warn(self, name: str, at: datetime) -> None:
+        """Announces in the VM's scheduled events that it is taken away `at`; nothing where it has no VM of that name."""
+        if machine := self._machines.get(name):
+            announce(machine.folder, name, at)
+
+    def mute(self, name: str) -> bool:
+        """Ends the VM's agent and nothing else: a job goes on. Says whether there was one to be ended."""
+        machine = self._machines.get(name)
+        if machine is None or machine.process is None or machine.process.poll() is not None:
+            return False
+        machine.process.kill()
+        return True
 
     async def stop(self, name: str) -> None:
         """Kills everything that runs on the VM and removes its disk. An unknown name is fine."""
@@ -108,6 +123,8 @@ class Machines:
 
 
 AGENT = Path("opt/runnerpool/agent.py")
+EVENTS = "scheduled-events.json"
+"""In a VM's folder: its agent reads this file where a VM in Azure asks the metadata service."""
 
 
 def lay_out(user_data: str, folder: Path) -> None:
@@ -142,10 +159,13 @@ def decoded(entry: dict[str, Any]) -> bytes:
 
 
 def adapt(folder: Path, address: str) -> None:
-    """What differs from a VM in Azure: the address, no user of the runner's own, no metadata service, a runner of ours."""
+    """What differs from a VM in Azure: the address, no user of the runner's own, a file in place of the metadata service, a
+    runner of ours."""
     file = folder / agent.CONFIG
     config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"address": address, "user": "", "scheduled_events": ""}))
+    events = (folder / EVENTS).as_uri() if config["scheduled_events"] else ""
+    announce(folder, "", None)
+    file.write_text(json.dumps(config | {"address": address, "user": "", "scheduled_events": events}))
     runner = folder / config["runner_directory"].lstrip("/") / "run.sh"
     runner.parent.mkdir(parents=True, exist_ok=True)
     program = shlex.join([*PYTHON, str(Path(__file__).with_name("runner.py"))])
@@ -153,15 +173,34 @@ def adapt(folder: Path, address: str) -> None:
     runner.chmod(0o755)
 
 
-async def set_up(folder: Path, seconds: float) -> None:
-    """The bootstrap's traces: a log from the beginning, and at its end the `ready` file."""
+def announce(folder: Path, name: str, at: datetime | None) -> None:
+    """What the metadata service tells of scheduled events: one that takes the VM away `at`, or none. See
+    https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events"""
+    event = {
+        "EventId": "A123BC45-1234-5678-AB90-ABCDEF123456",
+        "EventType": "Preempt",
+        "ResourceType": "VirtualMachine",
+        "Resources": [name],
+        "EventStatus": "Scheduled",
+        "NotBefore": format_datetime(at, usegmt=True) if at else "",
+        "EventSource": "Platform",
+    }
+    draft = folder / f"{EVENTS}.new"
+    draft.write_text(json.dumps({"DocumentIncarnation": 1, "Events": [event] if at else []}))
+    draft.replace(folder / EVENTS)
+
+
+async def set_up(folder: Path, seconds: float, error: str = "") -> None:
+    """The bootstrap's traces: a log from the beginning, and at its end the `ready` file, or the `error` in which it ends."""
     log = folder / agent.SETUP_LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("sandbox: the set-up begins\n")
     if seconds:
         await asyncio.sleep(seconds)
     with log.open("a") as file:
-        file.write("sandbox: the set-up is through\n")
+        file.write(f"{error or 'sandbox: the set-up is through'}\n")
+    if error:
+        return
     settings, ready = folder / "etc/runnerpool/bootstrap.env", folder / agent.READY
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.write_text(dict(line.split("=") for line in settings.read_text().split())["RUNNER_VERSION"])

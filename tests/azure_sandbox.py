@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -57,16 +58,22 @@ class RecordingMachines:
 
     def __init__(self) -> None:
         self.running: dict[str, tuple[str, str]] = {}
+        self.setup_errors: dict[str, str] = {}
+        self.warned: dict[str, datetime] = {}
         self.stopped: list[str] = []
         self.refuse: Exception | None = None
         self._changed = asyncio.Condition()
 
-    async def boot(self, name: str, address: str, user_data: str) -> None:
+    async def boot(self, name: str, address: str, user_data: str, *, setup_error: str = "") -> None:
         if self.refuse is not None:
             raise self.refuse
+        self.setup_errors[name] = setup_error
         async with self._changed:
             self.running[name] = (address, user_data)
             self._changed.notify_all()
+
+    def warn(self, name: str, at: datetime) -> None:
+        self.warned[name] = at
 
     async def booted(self, name: str) -> None:
         """Returns once that machine runs."""

@@ -64,12 +64,15 @@ exec chroot . sh -c "echo up && exec cat"
 """The machine's first process is `cat`: when its input closes it ends, and the kernel ends everything else in there with it."""
 
 SYSTEMCTL = """#!/bin/sh
-# Stands in for systemd, which cannot run here: starts the agent as its unit says, once.
+# Stands in for systemd, which cannot run here: starts the agent as its unit says, once, with no environment but the unit's.
 echo "$*" >>/var/log/systemctl
+unit=/etc/systemd/system/runnerpool-agent.service
 if [ "$*" = "enable --now runnerpool-agent.service" ] && ! kill -0 "$(cat /run/agent.pid 2>/dev/null)" 2>/dev/null; then
-    set -a
-    . /etc/runnerpool/environment
-    setsid $(sed -n 's/^ExecStart=//p' /etc/systemd/system/runnerpool-agent.service) </dev/null >/var/log/agent.log 2>&1 &
+    env -i PATH="$PATH" LANG=C.UTF-8 setsid sh -c '
+        set -a
+        for file in $(sed -n s/^EnvironmentFile=-//p "$0"); do [ ! -f "$file" ] || . "$file"; done
+        exec $(sed -n s/^ExecStart=//p "$0")
+    ' "$unit" </dev/null >/var/log/agent.log 2>&1 &
     echo $! >/run/agent.pid
 fi
 """
@@ -182,6 +185,14 @@ class Machine:
                 if entry.name.isdigit() and word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
                     found.add(entry.stat().st_uid)
         return found
+
+    def environment(self, word: str) -> dict[str, str]:
+        """That of the one of its processes that has this word in its command line."""
+        for entry in (self.root / "proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdigit() and word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                    return dict(one.split("=", 1) for one in (entry / "environ").read_text().split("\0") if one)
+        raise LookupError(f"no process of this machine has {word!r} in its command line")
 
     def setup_log(self) -> list[str]:
         """Without the times."""

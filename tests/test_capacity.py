@@ -43,7 +43,7 @@ def test_the_ladder_goes_through_spot_then_sizes_then_zones() -> None:
         "Standard_D4as_v5 in zone 1",
         "Standard_D4as_v5 in zone 2",
     ]
-    assert ladder(vm(priority="spot")) == [Rung(size, None, True) for size in TWO]
+    assert ladder(vm(priority="spot")) == tuple(Rung(size, None, True) for size in TWO)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,9 @@ RUNGS = {
         (ZONAL, "ZonalAllocationFailed", "", {HERE}, ALLOCATION_REST),
         (ZONAL, "SkuNotAvailable", "", {HERE}, SKU_REST),
         (REGIONAL, "SkuNotAvailable", "", {HERE, OTHER_ZONE}, SKU_REST),
+        (ZONAL, "InvalidAvailabilityZone", "The zone(s) '1' is not supported", {HERE}, SKU_REST),
+        (SPOT, "InvalidAvailabilityZone", "The zone(s) '1' is not supported", {THE_SPOT}, SKU_REST),
+        (ZONAL, "OverconstrainedZonalAllocationRequest", "", {HERE}, ALLOCATION_REST),
         (ZONAL, "QuotaExceeded", "exceeding approved standardDADSv5Family Cores quota", {HERE, OTHER_ZONE}, QUOTA_REST),
         (
             ZONAL,

@@ -9,14 +9,33 @@ from typing import Any
 import pytest
 
 from runnerpool.actions import Bind, Create
+from runnerpool.acts import act
 from runnerpool.decide import decide
 from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
-from runnerpool.eviction import AGAIN, PATIENCE, lost, second_attempts, why_rerun
+from runnerpool.eviction import AGAIN, PATIENCE, lost, lost_elsewhere, second_attempts, why_rerun
 from runnerpool.lifecycle import NOTICE, Seen, advance, serves
 from runnerpool.model import Head, Job, Runner, RunnerState, Snapshot
-from runnerpool.ports import AgentPhase, JobReport
+from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Vm, VmState
 from runnerpool.status import report
-from tests.made_rows import MINUTE, NOW, ORG, clock, config, fact, job, later, of, planned, pool, runner, setting, status, virtual
+from runnerpool.withdraw import FRESH
+from tests.made_rows import (
+    MINUTE,
+    NOW,
+    ORG,
+    claimed,
+    clock,
+    config,
+    fact,
+    job,
+    later,
+    of,
+    planned,
+    pool,
+    runner,
+    setting,
+    status,
+    virtual,
+)
 from tests.stand_ins import Scene
 
 S = RunnerState
@@ -41,6 +60,8 @@ def spot(state: RunnerState = S.BUSY, **changes: Any) -> Runner:
         (job(**FAILED), spot(S.FINISHED, absent_since=NOW, completed_job="1"), True),
         (job(**{**FAILED, "conclusion": "cancelled"}), spot(eviction_at=NOW), True),
         (job(**FAILED), spot(S.FINISHED, eviction_at=NOW, completed_job="1"), True),
+        (job(**FAILED), spot(S.FINISHED, eviction_at=NOW - NOTICE + MINUTE, completed_job="1"), True),
+        (job(**FAILED), spot(S.FINISHED, eviction_at=NOW - NOTICE, completed_job="1"), False),  # spared, and failed by itself
         (job(**FAILED), spot(S.FINISHED, completed_job="1"), False),  # it failed by itself
         (job(**FAILED), spot(S.DELETING, absent_since=NOW, completed_job="1"), False),  # gone by our doing
         (job(**{**FAILED, "conclusion": "success"}), spot(S.FINISHED, eviction_at=NOW), False),  # it was quicker
@@ -71,6 +92,137 @@ def test_a_notice_is_kept_as_it_was_first_read_and_its_vm_serves_nobody_until_it
         liar = replace(word, eviction_at=NOW + timedelta(days=9000))
         told = advance(NOW, odd, Seen(NOW, {row.name: row.since}, agents={row.name: liar}))
         assert serves(NOW + 3 * NOTICE, told)
+
+
+# ---------------------------------------------------------------------------------------------- on another pool's VM
+
+
+def abroad(row: Runner) -> Runner:
+    """The same, as a runner of the pool `big`."""
+    return replace(row, name=ELSEWHERE, pool="big")
+
+
+def snapshots(its_job: Job, its_runner: Runner) -> dict[str, Snapshot]:
+    return {
+        "linux": Snapshot(Head("linux"), {"1": its_job}, {}, {}),
+        its_runner.pool: Snapshot(Head(its_runner.pool), {}, {its_runner.name: its_runner}, {}),
+    }
+
+
+ELSEWHERE = "hw-big-bbbbbbbbbb"
+THERE = {"runner_name": ELSEWHERE}
+MISSING: dict[str, Vm | None] = {ELSEWHERE: None}
+FOUND: dict[str, Vm | None] = {ELSEWHERE: Vm(ELSEWHERE, VmState.SUCCEEDED, {}, NOW)}
+
+
+@pytest.mark.parametrize(
+    ("its_job", "its_runner", "direct", "known"),
+    [
+        (job(**{**RAN, **THERE}), spot(S.FAILED, absent_since=NOW), {}, True),
+        (job(**{**RAN, **THERE}), spot(), MISSING, True),  # found missing in this very pass
+        (job(**{**RAN, **THERE}), spot(), FOUND, False),
+        (job(**{**RAN, **THERE}), spot(), {}, False),  # not looked for
+        (job(**{**RAN, **THERE}), spot(put_until=NOW + MINUTE), MISSING, False),
+        (job(**{**RAN, **THERE}), replace(spot(), spot=False), MISSING, False),
+        (job(**{**FAILED, **THERE}), spot(S.DELETING, eviction_at=NOW, completed_job="1"), {}, True),
+        (job(**{**FAILED, **THERE}), spot(S.DELETING, completed_job="1"), MISSING, False),  # gone by our doing
+        (job(**{**FAILED, **THERE}, evicted="said already"), spot(S.FAILED, absent_since=NOW), {}, False),
+    ],
+)
+def test_a_job_is_lost_with_another_pools_vm_as_with_one_of_its_own(
+    its_job: Job, its_runner: Runner, direct: dict[str, Vm | None], known: bool
+) -> None:
+    found = lost_elsewhere(NOW, snapshots(its_job, abroad(its_runner)), direct)
+    assert [(one, ELSEWHERE in how) for one, how in found] == [(its_job, True)] * known
+
+
+def test_what_happens_to_a_pools_own_vm_is_left_to_its_own_pass() -> None:
+    mine = spot(S.FAILED, absent_since=NOW)
+    assert not lost_elsewhere(NOW, {"linux": Snapshot(Head("linux"), {"1": job(**RAN)}, {NAME: mine}, {})}, {})
+
+
+@virtual
+async def test_a_job_lost_with_another_pools_spot_vm_is_run_again_by_its_own_pool() -> None:
+    big = pool(name="big", labels=["linux", "big"], vm={"sizes": ["Standard_D4ads_v5"], "priority": "spot"})
+    scene = Scene(config(pool(rerun_evicted=True), big))
+    row = abroad(spot(busy_job="1"))
+    await scene.at_rest(row)
+    await scene.hold(job(**{**RAN, **THERE, "started_at": NOW}))
+    await scene.azure.delete_vm(row.name)
+    del scene.hub.registered[ORG][row.name]
+    await scene.reconcile()  # which first finds it missing; the next one might find no row of it
+    assert (await scene.jobs())["1"].evicted == f"its spot VM {ELSEWHERE} was taken away"
+
+    failed = fact("completed", "1", conclusion="failure", completed_at=clock(), run_id="77", job_name="build", **THERE)
+    await scene.hold(failed)
+    assert await scene.wake() == {"big"}
+    assert [what for called, what in scene.hub.calls if called == "rerun"] == ["1"]
+    before = scene.rows(without="heartbeat")
+    for _ in range(2):
+        await scene.reconcile()
+    assert scene.hub.count("rerun") == 1
+    assert [row for row in scene.rows(without="heartbeat") if row[1] == "job:1"] == [row for row in before if row[1] == "job:1"]
+
+
+# ---------------------------------------------------------------------------------------------- noticed at the last moment
+
+WARNED = status(AgentPhase.EXITED, job_seen=True, eviction_at=NOW + timedelta(seconds=20))
+ENDED: dict[str, Any] = {"age": timedelta(0), "spot": True, "busy_at": NOW - MINUTE, "completed_job": "1"}
+UNWARNED = replace(WARNED, eviction_at=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "vm", "at"),
+    [
+        ({}, WARNED, VmState.SUCCEEDED, WARNED.eviction_at),
+        ({}, replace(WARNED, eviction_at=NOW + timedelta(days=9000)), VmState.SUCCEEDED, NOW + NOTICE),
+        ({}, UNWARNED, VmState.SUCCEEDED, None),
+        ({}, AgentTrouble.SILENT, VmState.SUCCEEDED, None),
+        ({}, AgentTrouble.SILENT, VmState.DELETING, NOW),  # on its way out, and not by our doing
+        ({}, AgentTrouble.SILENT, None, NOW),
+        ({"address": None}, WARNED, None, NOW),
+        ({"attempts": 1}, AgentTrouble.SILENT, None, None),  # our own first try may have done it
+        ({"age": FRESH + MINUTE}, AgentTrouble.SILENT, None, None),  # or that of a worker that died
+        ({"spot": False}, WARNED, None, None),
+        ({"completed_job": None}, WARNED, None, None),
+        ({"eviction_at": NOW - MINUTE}, WARNED, None, NOW - MINUTE),
+    ],
+)
+@virtual
+async def test_a_spot_vm_is_asked_for_its_notice_before_it_is_deleted(
+    changes: dict[str, Any], word: Any, vm: VmState | None, at: Any
+) -> None:
+    scene = Scene()
+    row = claimed(S.DELETING, **{**ENDED, "address": "10.0.0.4", **changes})
+    scene.crew.words[NAME] = word
+    await scene.hold(row)
+    scene.azure.vms = {NAME: Vm(NAME, vm, {}, NOW)} if vm else {}
+    await act(scene.acting(), list((await scene.runners()).values()), [])
+    after = await scene.only()
+    assert (after.eviction_at, after.delete_accepted_at) == (at, NOW)
+
+
+@virtual
+async def test_azure_that_cannot_be_asked_keeps_no_vm_from_being_deleted() -> None:
+    scene = Scene()
+    scene.crew.words[NAME] = AgentTrouble.SILENT
+    scene.azure.fails("get_vm", RetryLater("500"))
+    row = (await scene.act(claimed(S.DELETING, **ENDED)))[NAME]
+    assert (row.eviction_at, row.delete_accepted_at) == (None, NOW)
+
+
+@virtual
+async def test_a_failure_reported_within_the_notice_that_no_poll_has_read_is_an_eviction_all_the_same() -> None:
+    scene = Scene(config(pool(**SPOT)))
+    await scene.at_rest(spot(busy_job="1"))
+    await scene.hold(job(**{**RAN, "started_at": NOW}))
+    scene.crew.words[NAME] = WARNED
+    await scene.hold(fact("completed", "1", conclusion="failure", completed_at=clock(), run_id="77", job_name="build"))
+    await scene.wake()
+    assert (await scene.runners())[NAME].state is S.DELETING
+    await scene.reconcile()
+    assert (await scene.jobs())["1"].evicted == f"Azure gave notice to its spot VM {NAME}"
+    assert scene.hub.count("rerun") == 1
 
 
 # ---------------------------------------------------------------------------------------------- asking once

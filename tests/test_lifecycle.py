@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runnerpool.lifecycle import LOG_KEPT, MUTE, SLOW_ACT, Seen, advance, fold, serves
+from runnerpool.lifecycle import LOG_KEPT, MUTE, REFUSALS, SHORT, SLOW_ACT, Seen, advance, fold, serves
 from runnerpool.model import Head, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
 from tests.made_rows import MINUTE, NOW, ORG, fact, job, runner, status
@@ -217,8 +217,24 @@ def test_an_address_comes_from_azures_nics_and_is_not_lost_when_they_are_not_rea
         (runner(S.BUSY, silent_since=NOW - timedelta(hours=5)), S.BUSY),
     ],
 )
-def test_a_runner_that_gets_nowhere_is_given_up(row: Runner, state: RunnerState) -> None:
-    assert advance(NOW, row, Seen()).state is state
+def test_a_runner_that_gets_nowhere_is_given_up_by_a_pass_that_asked_its_agent(row: Runner, state: RunnerState) -> None:
+    assert advance(NOW, row, seen(row, AgentTrouble.SILENT)).state is state
+    assert advance(NOW, row, Seen()).state is row.state  # a wake-up could not keep the end of its log
+
+
+def test_a_vm_whose_runner_ends_at_once_again_and_again_is_bound_later_and_later_and_then_given_up() -> None:
+    row, pauses = runner(S.REGISTERED, age=timedelta(seconds=30), runner_version="2.310.0"), []
+    for _ in range(REFUSALS - 1):
+        ended = advance(NOW, row, seen(row, EXITED))
+        assert (ended.state, ended.online_at) == (S.READY, None)
+        pauses.append(ended.not_before)
+        row = replace(ended, state=S.REGISTERED, since=NOW - timedelta(seconds=30), not_before=None)
+    assert pauses == [NOW, NOW + SHORT]
+    lasted = advance(NOW, replace(row, since=NOW - SHORT), seen(row, EXITED, since={}))
+    assert (lasted.state, lasted.refused, lasted.not_before) == (S.READY, 0, None)
+    last = advance(NOW, row, seen(row, EXITED))
+    assert last.state is S.FAILED
+    assert "2.310.0" in last.reason
 
 
 @pytest.mark.parametrize(

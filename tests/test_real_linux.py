@@ -225,7 +225,9 @@ async def test_every_failure_is_the_last_thing_in_the_agents_log_and_a_second_ru
     await machine.until(TOKEN, phase="waiting", runner_version="2.330.0")
 
 
-async def test_a_proxy_reaches_apt_docker_and_sudo(machine: Machine, tmp_path: Path) -> None:
+async def test_a_proxy_reaches_apt_docker_sudo_the_agent_and_the_runner(
+    machine: Machine, github: TinyGitHub, tmp_path: Path
+) -> None:
     for path, (content, mode) in fake_runner("2.330.0").items():
         machine.put(f"opt/actions-runner/{path}", content, mode)
     for command in ("git", "docker"):
@@ -244,6 +246,14 @@ async def test_a_proxy_reaches_apt_docker_and_sudo(machine: Machine, tmp_path: P
     assert PROXY["http_proxy"] in await machine.run(
         "sudo", "printenv", "https_proxy", user="runner", https_proxy=PROXY["http_proxy"]
     )
+    config = github.register(9)
+    await machine.agent("POST", "/runner/start", TOKEN, {"runner_id": 9, "jit_config": config.encoded})
+    await machine.until(TOKEN, phase="listening", binding=9)
+    for process in ("/opt/runnerpool/agent.py", "./runner.py"):
+        given = machine.environment(process)
+        assert given["https_proxy"] == given["HTTP_PROXY"] == PROXY["http_proxy"]
+        assert given["no_proxy"] == given["NO_PROXY"] == "localhost,127.0.0.1,169.254.169.254,168.63.129.16,.corp.example.com"
+        assert given["NODE_EXTRA_CA_CERTS"] == "/etc/runnerpool/authorities.pem"
     trusted = machine.read("etc/ssl/certs/ca-certificates.crt")
     assert all(machine.read(f"tmp/{name}.pem") in trusted for name in ("one", "two"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import pytest
@@ -212,6 +213,54 @@ def test_a_fault_lets_pass_first_what_it_is_told_to() -> None:
     faults = Faults()
     faults.add({"kind": "error", "skip": 1, "times": 1})
     assert [faults.take("error", "vm.get", {}) is not None for _ in range(3)] == [False, True, False]
+
+
+def test_a_fault_strikes_as_often_as_its_probability_says_and_the_same_ones_with_the_same_seed() -> None:
+    def struck(seed: int) -> list[bool]:
+        faults = Faults(Random(seed))
+        faults.add({"kind": "error", "probability": 0.3})
+        return [faults.take("error", "vm.get", {}) is not None for _ in range(1000)]
+
+    assert 250 < sum(struck(1)) < 350
+    assert struck(1) == struck(1) != struck(2)
+
+
+def test_a_fault_that_chance_spares_leaves_its_turn_to_the_next_one_and_is_not_used_up() -> None:
+    faults = Faults()
+    faults.add({"kind": "error", "probability": 0.0, "times": 1})
+    second = faults.add({"kind": "error", "times": 1})
+    assert faults.take("error", "vm.get", {}) is second
+    assert [fault["probability"] for fault in faults.as_json()] == [0.0]
+    assert faults.struck == {"error": 1}
+
+
+async def test_an_error_may_be_answered_for_what_was_done_all_the_same(azure: Azure) -> None:
+    await azure.fault("error", operation="vm.put", status=502, code="BadGateway", applied=True, times=1)
+    assert (await put(azure)).status == 502
+    await azure.fault("error", operation="vm.put", status=502, code="BadGateway", times=1)
+    assert (await put(azure, named("b"))).status == 502
+    assert [vm["name"] for vm in (await azure.state())["vms"]] == [SPEC.name]
+
+
+async def test_a_spot_vm_can_be_taken_away_some_time_after_it_runs(azure: Azure) -> None:
+    await azure.fault("evict", seconds=0.01)
+    for name in ("spot", "failed"):
+        await put(azure, named(name, spot=True))
+        await azure.fault("async_failure", times=1)
+    await put(azure, named("regular"))
+    await azure.settle()
+    state = await azure.state()
+    assert [vm["name"][-7:] for vm in state["vms"]] == ["-failed", "regular"]
+    assert [entry["event"] for entry in state["log"] if entry["vm"].endswith("spot")] == ["accepted", "running", "evicted"]
+
+
+async def test_a_spot_vm_that_is_deleted_first_is_not_evicted_any_more(azure: Azure) -> None:
+    await azure.fault("evict", seconds=60)
+    await put(azure, named("spot", spot=True))
+    await azure.machines.booted(named("spot").name)
+    await call(azure, "DELETE", f"{VMS}/{named('spot').name}?{COMPUTE_VERSION}")
+    await asyncio.wait_for(azure.settle(), 5)
+    assert [entry["event"] for entry in (await azure.state())["log"]][-1] == "deleted"
 
 
 # ---------------------------------------------------------------------------------------------- what it shows

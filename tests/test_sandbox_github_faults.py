@@ -60,6 +60,17 @@ async def test_a_delivery_that_is_not_answered_2xx_is_listed_as_failed_and_can_b
     assert [(item["status_code"], item["redelivery"]) for item in listed] == [(202, True), (500, False)]
 
 
+async def test_a_delivery_that_does_not_get_through_is_listed_as_failed_and_can_be_sent_again(start: Start) -> None:
+    place = await start()
+    place.sandbox.faults.add(Fault("fail"))
+    place.queue()
+    _, failed, _ = await place.client.call("GET", f"/orgs/{ORG}/hooks/501/deliveries?status=failure")
+    assert [(item["status_code"], item["redelivery"]) for item in failed] == [(502, False)]
+    assert place.receiver.got == []
+    await place.client.call("POST", f"/orgs/{ORG}/hooks/501/deliveries/{failed[0]['id']}/attempts")
+    assert [received.headers["X-GitHub-Delivery"] for received in await place.receiver.wait_for(1)] == [failed[0]["guid"]]
+
+
 async def test_a_delivery_that_gets_no_answer_in_time_has_failed(start: Start) -> None:
     place = await start(delivery_timeout=0.05)
     place.receiver.hold = True
@@ -183,6 +194,8 @@ async def test_a_runner_may_be_removed_in_mid_job_and_its_job_goes_on(start: Sta
     await program.poll()
     assert (await place.client.call("DELETE", f"{RUNNERS}/{program.config['runner_id']}"))[0] == 204
     assert job.status == "in_progress"
+    _, state, _ = await place.client.call("GET", "/_admin/state?parts=jobs")
+    assert state["jobs"][0]["deregistered_at"] is not None
     assert await program.finish(str(job.id)) == 200
     assert job.conclusion == "success"
 

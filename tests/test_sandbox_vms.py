@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ def processes_under(folder: Path) -> set[int]:
     return found
 
 
+async def run_under(folder: Path, count: int) -> bool:
+    return len(processes_under(folder)) == count
+
+
 async def test_a_vm_boots_its_real_agent_and_can_be_bound_late(machines: Machines, agents: HttpAgents, github: TinyGitHub) -> None:
     address = an_address()
     await machines.boot("hw-linux-a", address, user_data("hw-linux-a"))
@@ -109,7 +114,7 @@ async def test_stopping_a_vm_ends_all_that_ran_on_it_in_mid_job(machines: Machin
     status = await phase(agents, "hw-linux-c", address, AgentPhase.BUSY)
     assert status.worker
     folder = machines.root / "hw-linux-c"
-    assert len(processes_under(folder)) == 3  # agent, runner, worker
+    await eventually(partial(run_under, folder, 3))  # agent, runner, worker; the job's first hook is soon over
     await machines.stop("hw-linux-c")
     assert not machines.running("hw-linux-c")
 
@@ -140,6 +145,25 @@ async def test_a_vm_with_a_dead_agent_runs_and_says_nothing(machines: Machines, 
     await machines.boot("hw-linux-f", address, user_data("hw-linux-f"))
     assert machines.running("hw-linux-f")
     assert await agents.status("hw-linux-f", address) is AgentTrouble.SILENT
+
+
+async def test_an_agent_can_be_ended_in_mid_job_and_the_job_goes_on_until_the_vm_is_stopped(
+    machines: Machines, agents: HttpAgents, github: TinyGitHub
+) -> None:
+    address = an_address()
+    await machines.boot("hw-linux-m", address, user_data("hw-linux-m", github.register(8)))
+    github.offer("605", seconds=60)
+    await phase(agents, "hw-linux-m", address, AgentPhase.BUSY)
+    assert machines.mute("hw-linux-m")
+
+    async def silent() -> bool:
+        return await agents.status("hw-linux-m", address) is AgentTrouble.SILENT
+
+    await eventually(silent)
+    await eventually(partial(run_under, machines.root, 2))  # runner, worker
+    assert not machines.mute("hw-linux-m")
+    await machines.stop("hw-linux-m")
+    assert not processes_under(machines.root)
 
 
 async def test_a_name_is_booted_once(machines: Machines) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+import pytest
 
 from runnerpool.actions import Bind
-from runnerpool.config import Config
+from runnerpool.config import Config, warm_minimum
 from runnerpool.model import Fact, Runner, RunnerState
 from runnerpool.ports import AgentPhase
 from tests.made_rows import NOW, ORG, clock, config, fact, later, of, planned, pool, runner, status, virtual
@@ -140,3 +142,31 @@ async def test_a_window_warms_the_pool_on_the_clock_of_its_time_zone_and_lets_it
     assert len(await passes(scene, 20)) == 2
     assert len(await passes(scene, 60)) == 1
     assert len(scene.azure.specs) == 2
+
+
+OFFICE = "* 8-18 * * mon-fri"
+
+
+@pytest.mark.parametrize(
+    ("cron", "moment", "holds"),
+    [
+        (OFFICE, "2026-03-06T15:59Z", False),  # a Friday before the clocks go forward
+        (OFFICE, "2026-03-06T16:00Z", True),
+        (OFFICE, "2026-03-09T14:59Z", False),  # the Monday after it: an hour sooner by UTC
+        (OFFICE, "2026-03-09T15:00Z", True),
+        (OFFICE, "2026-03-10T01:59Z", True),
+        (OFFICE, "2026-03-10T02:00Z", False),
+        (OFFICE, "2026-10-30T15:00Z", True),  # a Friday before they go back
+        (OFFICE, "2026-11-02T15:59Z", False),  # the Monday after it
+        (OFFICE, "2026-11-02T16:00Z", True),
+        ("* 2 * * *", "2026-03-08T09:59Z", False),  # on that night there is no such hour: 01:59 is followed by 03:00
+        ("* 2 * * *", "2026-03-08T10:00Z", False),
+        ("* 2 * * *", "2026-03-09T09:00Z", True),
+        ("30 1 * * *", "2026-11-01T08:30Z", True),  # on this one there are two
+        ("30 1 * * *", "2026-11-01T09:30Z", True),
+        ("30 1 * * sun", "2026-11-01T06:30Z", False),  # half past one in New York, still Saturday's evening here
+    ],
+)
+def test_a_window_follows_its_wall_clock_when_the_clocks_change(cron: str, moment: str, holds: bool) -> None:
+    window = {"cron": cron, "timezone": "America/Los_Angeles", "minimum_warm_vms": 3}
+    assert warm_minimum(pool(warm_schedule=[window], minimum_warm_vms=1), datetime.fromisoformat(moment)) == (3 if holds else 1)

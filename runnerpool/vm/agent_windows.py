@@ -19,9 +19,11 @@ agent.STARTED, agent.COMPLETED = "job-started.ps1", "job-completed.ps1"
 agent.HOOK = 'New-Item -ItemType File -Force "$PSScriptRoot\\..\\marks\\$($MyInvocation.MyCommand.Name)" | Out-Null; exit 0\n'
 
 # As on Linux: nothing runs before the configuration has come through the pipe, and nothing ever if the agent dies first.
+# PowerShell itself reads a redirected standard input, for `$input`, and would take the line away: `-InputFormat None` forbids it.
 READ = "$env:ACTIONS_RUNNER_INPUT_JITCONFIG = [Console]::In.ReadLine(); if (-not $env:ACTIONS_RUNNER_INPUT_JITCONFIG) { exit 127 }"
 RUN = f"{READ}; & .\\run.cmd; exit $LASTEXITCODE"
-agent.LAUNCH = ["powershell.exe", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-Command", RUN]
+POWERSHELL = ["powershell.exe", "-NoProfile", "-NonInteractive", "-InputFormat", "None", "-ExecutionPolicy", "Bypass"]
+agent.LAUNCH = [*POWERSHELL, "-Command", RUN]
 
 
 class MemoryStatus(ctypes.Structure):
