@@ -28,6 +28,8 @@ KEEP_FINISHED = timedelta(hours=1)
 """A finished job's row stays this long for the status page, then it is history."""
 GAVE_UP = timedelta(hours=24)
 """GitHub cancels a job that has been queued for 24 hours: one that it has not known for so long is over."""
+PLANS = 5
+"""Plans of one decision, of which the last is empty: the longest chain that was seen is a row forgotten, a VM renewed, one made."""
 FAILURES_KEPT = 5
 """Of the VMs that were given up before they were of use: the head of a pool is read and written often, and must stay small."""
 
@@ -76,15 +78,8 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
         world.runners[name] = after
     world.jobs.update(lost(world.jobs, world.runners))
     world.jobs.update(second_attempts(world.jobs))
-    # What cannot be counted cannot be limited: with a runner's row damaged, the plan may do everything but add.
-    uncounted = any(row.startswith("runner:") for row in snapshot.unreadable)
-    known = replace(head, paused=True) if uncounted else head
-    if head.draining:
-        actions = plan(now, drained(setting.pool), known, without_demand(world), seen=seen)
-    else:
-        actions = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
-    for action in actions:
-        _apply(now, setting, world, action)
+    world = replace(world, usual=head.usual)  # as the next pass will know it: what this one asks for it must not call back
+    actions = _settle(now, setting, snapshot, head, world, seen)
     mine = [name for name, runner in world.runners.items() if _acts_now(now, runner, setting.worker)]
     for name in mine:
         world.runners[name] = replace(world.runners[name], claimed_by=setting.worker, claimed_until=now + CLAIM)
@@ -100,6 +95,26 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
         reruns=[world.jobs[action.job_id] for action in actions if isinstance(action, Rerun)],
         mine=mine,
     )
+
+
+def _settle(now: datetime, setting: Setting, snapshot: Snapshot, head: Head, world: World, seen: Seen) -> list[Action]:
+    """Plans and applies until the plan is empty: what is forgotten makes room, what is renewed wants a successor. `world` is
+    left as the actions make it."""
+    # What cannot be counted cannot be limited: with a runner's row damaged, the plan may do everything but add.
+    uncounted = any(row.startswith("runner:") for row in snapshot.unreadable)
+    known = replace(head, paused=True) if uncounted else head
+    actions: list[Action] = []
+    for _ in range(PLANS):
+        if head.draining:
+            more = plan(now, drained(setting.pool), known, without_demand(world), seen=seen)
+        else:
+            more = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
+        for action in more:
+            _apply(now, setting, world, action)
+        actions += more
+        if not more:
+            break
+    return actions
 
 
 def drained(pool: PoolConfig) -> PoolConfig:

@@ -39,8 +39,10 @@ class Demand:
 
     @property
     def uncovered(self) -> list[Job]:
-        """The jobs for which a VM is lacking: VMs that belong to no target yet are for the oldest."""
-        return self.short[len(self.unbound) :]
+        """The jobs for which a VM is lacking. VMs that belong to no target yet are for the jobs that they were made for, the others
+        for the oldest: a job that is asked for again and again while its own VM boots would use up its tries."""
+        own = {runner.job_id for runner in self.unbound}
+        return sorted(self.short, key=lambda job: job.job_id not in own)[len(self.unbound) :]
 
     @property
     def serving(self) -> int:
@@ -59,10 +61,11 @@ class Demand:
 def demand(now: datetime, world: World) -> Demand:
     """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
     waiting: dict[Target, list[Job]] = defaultdict(list)
-    for job in sorted(world.jobs.values(), key=lambda job: (job.created_at, job.job_id)):
-        if job.wants_runner and job.rerun_of is None:
+    wanting = [job for job in world.jobs.values() if job.wants_runner]
+    for job in sorted(wanting, key=lambda job: (job.created_at, job.job_id)):
+        if job.rerun_of is None:
             waiting[job.target].append(job)
-    second = _second_attempts(now, world)
+    second = _second_attempts(now, world, [job for job in wanting if job.rerun_of])
     kept = {runner.name for _, runner in second if runner is not None}
     bound: dict[Target, list[Runner]] = defaultdict(list)
     ignored: dict[Target, list[Runner]] = defaultdict(list)
@@ -83,9 +86,9 @@ def demand(now: datetime, world: World) -> Demand:
     return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short, second)
 
 
-def _second_attempts(now: datetime, world: World) -> list[tuple[Job, Runner | None]]:
+def _second_attempts(now: datetime, world: World, waiting: Sequence[Job]) -> list[tuple[Job, Runner | None]]:
     """Each waiting second attempt with the regular VM that was made for it, where that still serves."""
-    jobs = sorted((job for job in world.jobs.values() if job.wants_runner and job.rerun_of), key=lambda job: job.created_at)
+    jobs = sorted(waiting, key=lambda job: job.created_at)
     mine = {runner.job_id: runner for runner in world.runners.values() if runner.regular and serves(now, runner, world.usual)}
     pairs = [(job, mine.get(job.job_id)) for job in jobs]
     return [(job, None if runner and ignored_by_github(now, runner, {job.target: [job]}) else runner) for job, runner in pairs]

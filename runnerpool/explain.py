@@ -27,6 +27,7 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
         runner.job_id: runner
         for runner in world.runners.values()
         if runner.job_id and serves(now, runner, world.usual) and not ignored_by_github(now, runner, need.waiting)
+        if runner.target in (None, world.jobs[runner.job_id].target if runner.job_id in world.jobs else None)
     }
     full = need.counting >= pool.maximum_pool_size
     short = {job.job_id for job in need.uncovered} | {job.job_id for job, made_for_it in need.second if made_for_it is None}

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from runnerpool.gather import Gathering
 from runnerpool.ledger import Ledger
 from runnerpool.model import RunnerState, Snapshot
+from runnerpool.ports import AgentTrouble
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock
 
@@ -54,7 +55,10 @@ class Follow:
         look.gathered.pools = awaited
         await look.addresses()
         await look.agents(only=RunnerState.BOOTING)
-        for pool in awaited:
+        said = {name for name, word in look.gathered.agents.items() if word is not AgentTrouble.SILENT}
+        for pool, snapshot in awaited.items():
+            if not said & snapshot.runners.keys():
+                continue  # nobody has come up yet, and whatever else happens has a wake-up of its own
             try:
                 await self.engine.run(pool, deadline=gathering.deadline, seen=look.gathered.seen())
             except Exception:

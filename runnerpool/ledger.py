@@ -234,15 +234,15 @@ def _units(decision: Decision) -> list[list[Operation]]:
         # A VM counts against its job's tries in the transaction that makes it: one that was lost to a conflict is none.
         folded = _uncounted(job, old) if job_id in made_for else job
         key = rows.job_key(job_id)
-        if folded != old:
+        if folded is not old and folded != old:
             columns = rows.job_to_columns(folded)
             touched.setdefault(job_id, []).append(Replace(key, columns, old.etag) if old else Insert(key, columns))
-        if folded != job:
+        if folded is not job and folded != job:
             columns = rows.job_to_columns(job)
             counted[job_id] = Replace(key, columns, old.etag) if old and folded == old else Upsert(key, columns)
     for name, runner in decision.runners.items():
         old_runner = before.runners.get(name)
-        if runner == old_runner:
+        if runner is old_runner or runner == old_runner:
             continue
         key, columns = rows.runner_key(name), rows.runner_to_columns(runner)
         if old_runner is None:

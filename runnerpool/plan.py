@@ -88,7 +88,8 @@ def _over_without_word(now: datetime, runner: Runner, seen: Seen) -> bool:
 
 def parks(now: datetime, pool: PoolConfig, world: World) -> list[Park]:
     """The jobs that GitHub should be asked about now, those not asked for longest first."""
-    due = [(job, reason) for job in world.jobs.values() if (reason := _why_ask(now, pool, job, world))]
+    taken = {runner.job_id for runner in world.runners.values() if runner.state is S.BUSY and runner.busy_job is None}
+    due = [(job, reason) for job in world.jobs.values() if (reason := _why_ask(now, pool, job, world, taken))]
     due.sort(key=lambda pair: (pair[0].checked_at or pair[0].created_at, pair[0].job_id))
     return [Park(job.job_id, reason) for job, reason in due[:ASKS]]
 
@@ -98,22 +99,21 @@ def reruns(now: datetime, pool: PoolConfig, world: World) -> list[Rerun]:
     return [Rerun(job.job_id, reason) for job, reason in due if reason][:ASKS]
 
 
-def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World) -> str:
-    """Why GitHub should be asked about this job now, "" when it should not."""
+def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World, taken: Collection[str | None]) -> str:
+    """Why GitHub should be asked about this job now, "" when it should not. `taken` are the jobs whose own runners are busy
+    with nobody knows what."""
+    state = job.state
+    unserved = not job.demand and state is not JobState.IN_PROGRESS  # a foreign job counts once a runner of ours has it
+    if state is JobState.COMPLETED or unserved:
+        return ""
     quiet = now - (job.checked_at or job.received_at)
     age = now - job.received_at
-    unserved = not job.demand and job.state is not JobState.IN_PROGRESS  # a foreign job counts once a runner of ours has it
-    if job.state is JobState.COMPLETED or unserved:
-        return ""
-    if job.state is JobState.WAITING:
+    if state is JobState.WAITING:
         return "it waits for an approval" if quiet >= max(timedelta(minutes=5), age / 10) else ""
-    if job.state is JobState.QUEUED:
+    if state is JobState.QUEUED:
         if not job.trusted:
             return "its delivery came late" if job.checked_at is None or quiet >= timedelta(minutes=5) else ""
-        taken = any(
-            runner.job_id == job.job_id and runner.busy_job is None for runner in world.runners.values() if runner.state is S.BUSY
-        )
-        if taken and quiet >= EXIT_GRACE:
+        if job.job_id in taken and quiet >= EXIT_GRACE:
             return "the runner that was made for it is busy, and GitHub has not said with what"
         return "it has been queued for long" if quiet >= max(timedelta(minutes=10), age / 10) else ""
     runner = world.runners.get(job.runner_name or "")

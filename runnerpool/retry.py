@@ -25,6 +25,10 @@ _backoff = wait_random_exponential(multiplier=0.5, max=PATIENCE.total_seconds())
 async def attempt(call: Callable[[], Awaitable[T]], *, clock: Clock, deadline: datetime) -> T:
     """Calls until it works. Raises the last RetryLater after five attempts, or at once when the pause that the service
     asks for is too long or would end past the deadline. Every other error is the caller's."""
+    try:
+        return await call()  # what nearly always works does without tenacity's machinery: a pass makes hundreds of calls
+    except RetryLater as error:
+        first = [error]
 
     def pause(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -38,6 +42,8 @@ async def attempt(call: Callable[[], Awaitable[T]], *, clock: Clock, deadline: d
     retrying = AsyncRetrying(retry=retry_if_exception_type(RetryLater), stop=enough, wait=pause, reraise=True)
 
     async def once() -> T:  # tenacity awaits coroutine functions only; `call` may be a lambda that returns a coroutine
+        if first:
+            raise first.pop()  # the attempt that has been made counts
         return await call()
 
     return await retrying(once)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,9 +75,7 @@ class VmConfig(Section):
     def shape(self) -> str:
         """A fingerprint of what a VM is made from: one made from another shape is to be replaced. Sizes are no part of it,
         since a size that is still in the list is as right as it was."""
-        parts = self.model_dump(mode="json", include={"os", "image", "os_disk", "runner_version", "job_sudo", "proxy"})
-        parts["proxy"].pop("ca_bundle")  # a path; what the file holds counts
-        return hashlib.sha256(json.dumps([parts, self._files], sort_keys=True).encode()).hexdigest()[:12]
+        return _fingerprint(self)
 
     @field_validator("image")
     @classmethod
@@ -111,6 +110,14 @@ class VmConfig(Section):
             # It is not repeated in the message: it might be the private one.
             raise ValueError("is not one line of an OpenSSH public key that begins with ssh-rsa or ssh-ed25519")
         return key.strip()
+
+
+@lru_cache
+def _fingerprint(vm: VmConfig) -> str:
+    """Every pass compares it with every idle VM's; configurations are frozen, and equal only with equal files."""
+    parts = vm.model_dump(mode="json", include={"os", "image", "os_disk", "runner_version", "job_sudo", "proxy"})
+    parts["proxy"].pop("ca_bundle")  # a path; what the file holds counts
+    return hashlib.sha256(json.dumps([parts, vm._files], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _digest(path: str) -> str:

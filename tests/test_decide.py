@@ -128,10 +128,14 @@ def test_the_usual_time_of_each_phase_is_learned_as_it_ends_and_a_pass_without_a
 
 def test_why_vms_never_became_useful_is_kept_in_the_head_the_newest_few() -> None:
     rows = [runner(S.BOOTING, str(n), accepted_at=NOW - 21 * MINUTE, job_id=str(n)) for n in range(FAILURES_KEPT + 1)]
-    head = decide(NOW, setting(), snapshot(*rows)).head
+    silent = Seen(NOW, {row.name: row.since for row in rows}, agents=dict.fromkeys((row.name for row in rows), AgentTrouble.SILENT))
+    head = decide(NOW, setting(), snapshot(*rows), silent).head
     assert [failure.name for failure in head.failures] == [row.name for row in rows[1:]]
     assert {failure.reason for failure in head.failures} == {"Azure did not have it running within 20 minutes"}
-    assert not decide(NOW, setting(), snapshot(runner(S.READY, silent_since=NOW - 16 * MINUTE))).head.failures
+    idle = runner(S.READY, silent_since=NOW - 16 * MINUTE)
+    word = Seen(NOW, {idle.name: idle.since}, agents={idle.name: AgentTrouble.SILENT})
+    assert decide(NOW, setting(), snapshot(idle), word).runners[idle.name].state is not S.READY
+    assert not decide(NOW, setting(), snapshot(idle), word).head.failures
 
 
 def test_a_vm_that_takes_longer_than_the_pool_is_used_to_is_replaced_and_welcome_when_it_comes() -> None:

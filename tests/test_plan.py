@@ -110,6 +110,12 @@ def test_three_vms_are_made_for_one_job_then_one_every_ten_minutes(made: int, la
     assert bool(of(Create, planned([tired]))) is again
 
 
+def test_a_job_whose_own_vm_boots_unbound_is_asked_for_no_more_while_older_ones_lack_theirs() -> None:
+    waiting = [job("1", age=3 * MINUTE), job("2", age=2 * MINUTE), job("3", age=MINUTE)]
+    booting = [runner(S.BOOTING, f"for{n}", job_id=n) for n in ("2", "3")]
+    assert [create.job_id for create in of(Create, planned([*waiting, *booting]))] == ["1"]
+
+
 def test_a_job_that_had_its_tries_makes_no_vms_for_the_jobs_beside_it() -> None:
     hopeless = job("1", vms_made=FREE_TRIES, last_vm_at=NOW)
     served: list[Job | Runner] = [job("2"), runner(S.BOOTING, target=ORG, job_id="2")]

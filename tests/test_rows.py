@@ -87,6 +87,7 @@ def test_a_person_can_read_a_runners_columns() -> None:
         "reason": "",
         "size": "",
         "spot": False,
+        "refused": 0,
         "attempts": 0,
     }
 
