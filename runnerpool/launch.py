@@ -12,7 +12,7 @@ from runnerpool.capacity import Rung, architecture, is_capacity, next_rung, rest
 from runnerpool.errors import Conflict, Misconfigured, NoCapacity, RetryLater
 from runnerpool.model import Runner, RunnerState
 from runnerpool.ports import JitConfig, RunnerPackage, Vm, VmSpec, VmState
-from runnerpool.register import mint
+from runnerpool.register import mint, target_of
 
 log = logging.getLogger(__name__)
 S = RunnerState
@@ -42,7 +42,7 @@ async def births(acting: Acting, runners: list[Runner]) -> set[str]:
 
 async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     """From the claimed intent to a VM that Azure accepted, a refusal, or a later attempt."""
-    if runner.state is S.CREATING and await adopt(acting, runner):
+    if runner.state is S.CREATING and (await adopt(acting, runner) or await _used_up(acting, runner)):
         return
     if runner.minted_at is not None and not born:
         await acting.token("github-writes")  # an attempt that was cut short may have registered it: go on as it began
@@ -105,6 +105,20 @@ async def adopt(acting: Acting, runner: Runner) -> bool:
         await _provisioning_failed(acting, runner, vm)
     else:
         await _accepted(acting, runner, others=True)
+    return True
+
+
+async def _used_up(acting: Acting, runner: Runner) -> bool:
+    """After an attempt whose end nobody saw, and with no VM there: whether its registration shows that there was one, which
+    has been evicted since. What is told of that VM's job must not count for another one, so its name is not used again."""
+    if runner.github_id is None or runner.put_until is None:
+        return False  # no VM was ever asked for with a registration
+    found = await acting.call(lambda: acting.outside.github.find_runner(target_of(runner), runner.name))
+    if found is None and not runner.spot:
+        return False  # GitHub drops what idles
+    if found is not None and not found.online and not found.busy:
+        return False
+    await acting.fail(runner, "its registration has been in use, and its VM is gone")
     return True
 
 

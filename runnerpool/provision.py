@@ -80,15 +80,18 @@ class Engine:
         """
         named: set[str] = set()
         worker = f"{self.worker}.{next(self._runs)}"
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
+            if turn and self.clock() >= deadline:
+                return named  # a plan claims rows: one that nobody acts on would keep others from them
             committed = await self.plan_once(name, seen, worker)
             if planned is not None and not planned.done():
                 planned.set_result(None)
             if committed is None:
                 return named
             named |= set(committed.decision.forwards)
-            if not (committed.decision.changes or committed.runners or committed.asks) or self.clock() >= deadline:
-                return named
+            acts = committed.runners or committed.asks or committed.reruns
+            if not acts or self.clock() >= deadline:
+                return named  # a plan on what the last plan wrote is empty: only what an act did can ask for another one
             await self._act(committed, name, worker, deadline, seen)
             seen = NOTHING_SEEN  # what was read before the acts says nothing about after them
         return named

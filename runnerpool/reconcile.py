@@ -14,12 +14,13 @@ from runnerpool import watch
 from runnerpool.acting import Outside
 from runnerpool.decide import is_over
 from runnerpool.errors import PoolError
+from runnerpool.eviction import lost_elsewhere
 from runnerpool.follow import Follow
 from runnerpool.gather import Gathered, Gathering
 from runnerpool.labels import match
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import NOTHING_SEEN, Seen
-from runnerpool.model import fact_about
+from runnerpool.model import Job, fact_about
 from runnerpool.ports import Alert, Alerts, Entity, Network
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock, attempt
@@ -28,6 +29,8 @@ from runnerpool.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
+ACTING = timedelta(minutes=1)
+"""What the acts have at least, however long the reading took: services that hang must not keep what needs none of them waiting."""
 UNSERVED_KEPT = timedelta(days=1)
 POISON_KEPT = timedelta(days=14)
 REDELIVERY_INTERVAL = timedelta(minutes=5)
@@ -66,7 +69,9 @@ class Reconcile:
         targets = self.engine.config.github.targets
         await gathering.github(targets, _when(beat.get("listed_at")), int(beat.get("list_pages") or 1))
         await asyncio.gather(gathering.suspects(), gathering.agents())
+        deadline = max(deadline, self.clock() + ACTING)
         await self._move_jobs(gathered)
+        await self._mark_evicted(gathered)
         failures = await self._plan(pools, gathered, deadline)
         await self._sweep(gathered, pools, deadline)
         await self._tidy(app)
@@ -98,6 +103,15 @@ class Reconcile:
                     )
                     await self.ledger.revise_job(job, lambda row: replace(row, demand=False))
                     log.info("job %s moved from pool %s, which has left the pool file, to %s", job.job_id, name, serving.name)
+
+    async def _mark_evicted(self, gathered: Gathered) -> None:
+        """A job may run on another pool's VM: only where all pools are read together does anybody see that it was lost with it."""
+
+        async def mark(job: Job, how: str) -> None:
+            await self.ledger.revise_job(job, lambda row: replace(row, evicted=row.evicted or how))
+            log.info("job %s of pool %s: %s", job.job_id, job.pool, how)
+
+        await asyncio.gather(*(mark(job, how) for job, how in lost_elsewhere(self.clock(), gathered.pools, gathered.direct)))
 
     async def _plan(self, pools: Collection[str], gathered: Gathered, deadline: datetime) -> dict[str, str]:
         """One pass of the engine per pool, side by side. What a pool's pass died of is logged whole and returned by pool."""

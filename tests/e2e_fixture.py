@@ -54,17 +54,20 @@ def fast_clock(rate: float) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def deployed(folder: Path, pools: Sequence[Pool], **github: Any) -> AsyncIterator[Deployment]:
-    """Runs the app with these pools until the end of the block; `github` is that section of the pool file beyond its owner."""
+async def deployed(
+    folder: Path, pools: Sequence[Pool], *, seed: int = 0, lost_after: float = 600.0, forked: bool = False, **github: Any
+) -> AsyncIterator[Deployment]:
+    """Runs the app with these pools until the end of the block; `github` is that section of the pool file beyond its owner,
+    `seed` and `lost_after` are as for `Stack`, `forked` as for `Host`."""
     file = folder / "pool-config.yaml"
     document = {"azure": {"name_prefix": "hw"}, "github": {"owner": "octo-org", **github}, "pools": [*pools]}
     file.write_text(yaml.safe_dump(document))
     storage = Azurite(folder=folder / "storage")
-    stack = Stack(folder=folder, pool_file=file, storage=storage)
+    stack = Stack(folder=folder, pool_file=file, storage=storage, seed=seed, lost_after=lost_after)
     with (folder / "host.log").open("w") as log:
         async with (
             stack,
-            Host(root=SOURCE, settings=stack.environment, log=log) as host,
+            Host(root=SOURCE, settings=stack.environment, log=log, forked=forked) as host,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as http,
         ):
             stack.deliver_to(host.url)
@@ -84,8 +87,8 @@ class Deployment:
         connection = StorageConnection(connection_string=storage.connection_string)
         self._tables = [AzureTable(storage=connection, name=name) for name in ("runnerpool", "history")]
         self.ledger = Ledger(table=self._tables[0], history=self._tables[1])
-        self._pool_of: dict[int, str] = {}
-        self._cancelled: set[int] = set()
+        self.pool_of: dict[int, str] = {}  # every job that was queued here
+        self.cancelled: set[int] = set()
 
     async def __aenter__(self) -> Deployment:
         return self
@@ -101,12 +104,12 @@ class Deployment:
         wanted = next(pool for pool in self.stack.config.pools if pool.name == name)
         jobs = self.stack.github.world.queue(self.stack.repositories[repository], wanted.labels, count=count, seconds=seconds)
         ids = [job.id for job in jobs]
-        self._pool_of.update(dict.fromkeys(ids, name))
+        self.pool_of.update(dict.fromkeys(ids, name))
         return ids
 
     def cancel(self, job_id: int) -> None:
         self.stack.github.world.cancel(self.stack.github.world.jobs[job_id])
-        self._cancelled.add(job_id)
+        self.cancelled.add(job_id)
 
     def kill(self, group: str) -> None:
         """SIGKILL, as a machine that goes away; the host starts the process again a second later."""
@@ -148,9 +151,9 @@ class Deployment:
         waiting = [job for pool in (await self.told())["pools"] for job in pool["waiting"]]
         return next((str(job["reason"]) for job in waiting if job["job"] == str(job_id)), "")
 
-    async def records(self) -> Records:
-        """What Azure and GitHub have on record."""
-        async with self.http.get(f"{self.stack.github_url}/_admin/state?parts=jobs,runners") as answer:
+    async def records(self, parts: str = "jobs,runners") -> Records:
+        """What Azure has on record, and these parts of what GitHub has."""
+        async with self.http.get(f"{self.stack.github_url}/_admin/state?parts={parts}") as answer:
             return Records(arm=self.stack.arm.estate.as_json(), github=await answer.json())
 
     def vms(self, name: str) -> list[str]:
@@ -177,14 +180,16 @@ class Deployment:
 
     # ------------------------------------------------------------------------------------------ what it comes to
 
-    async def until(self, check: Callable[[], bool] | Callable[[], Awaitable[bool]], *, within: float = 30.0) -> None:
+    async def until(
+        self, check: Callable[[], bool] | Callable[[], Awaitable[bool]], *, within: float = 30.0, pause: float = 0.05
+    ) -> None:
         """Waits for a condition of this process or of another one."""
 
         async def holds() -> bool:
             found = check()
             return found if isinstance(found, bool) else await found
 
-        await eventually(holds, within=within)
+        await eventually(holds, within=within, pause=pause)
 
     async def settles(self, *, within: float = SETTLING) -> None:
         """Waits until every job is over as it should be, and exactly the warm minimum is left of everything."""
@@ -200,14 +205,16 @@ class Deployment:
     async def unsettled(self) -> list[str]:
         """What keeps the world from being at rest: jobs that are not over, or not as they should be; pools beyond their
         limits; VMs, NICs, registrations and rows beyond the warm minimum."""
-        order = Order(pool_of=self._pool_of, cancelled=frozenset(self._cancelled), replayed={})
-        pools = self.stack.config.pools
+        order = Order(pool_of=self.pool_of, cancelled=frozenset(self.cancelled), replayed={})
         records = await self.records()
+        return records.faults(order, self.stack.config.pools) + await self.left_over(records)
+
+    async def left_over(self, records: Records) -> list[str]:
+        """VMs, NICs and rows that do not belong to an idle fleet, or of which one is there without the other."""
         vms = {vm["name"]: vm for vm in records.vms}
-        found = records.faults(order, pools)
-        found += [f"VM {vm['name']} is {vm['state']}" for vm in vms.values() if vm["power"] != "running" or vm["delete_accepted"]]
+        found = [f"VM {vm['name']} is {vm['state']}" for vm in vms.values() if vm["power"] != "running" or vm["delete_accepted"]]
         found += [f"NIC {nic.name} has no VM" for nic in self.stack.arm.estate.nics.values() if nic.vm not in vms]
-        for name in (pool.name for pool in pools):
+        for name in (pool.name for pool in self.stack.config.pools):
             snapshot = await self.ledger.read_pool(name)
             found += [f"{key} is left" for key in (*snapshot.facts, *snapshot.unreadable)]
             found += [f"VM {vm} has no row" for vm in self.vms(name) if vm not in snapshot.runners]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runnerpool.acting import CHUNK
+from runnerpool.acts import act
 from runnerpool.capacity import POOL
 from runnerpool.errors import Busy, Gone, Misconfigured, NoCapacity, RetryLater
 from runnerpool.launch import PUT_HORIZON, PUT_TIME, QUICK_BOOT
@@ -86,6 +87,32 @@ async def test_a_refusal_that_one_act_met_spares_the_others_theirs() -> None:
     await scene.act(first, *others)
     assert scene.azure.count("create_vm") == 31
     assert (await scene.ledger.read_pool("linux")).head.revision == 1
+
+
+@pytest.mark.parametrize(
+    ("online", "busy", "spot", "state"),
+    [
+        (False, False, True, S.BOOTING),  # no runner program ever came with it
+        (True, False, True, S.FAILED),
+        (False, True, False, S.FAILED),
+        (None, None, True, S.FAILED),  # used up, as far as anybody knows
+        (None, None, False, S.BOOTING),  # GitHub has dropped it
+    ],
+)
+@virtual
+async def test_the_name_of_a_vm_that_has_been_there_and_was_evicted_unseen_is_not_used_again(
+    online: bool | None, busy: bool | None, spot: bool, state: RunnerState
+) -> None:
+    scene = Scene()
+    known: dict[str, Any] = {"minted_at": NOW, "github_id": 7, "put_until": NOW + PUT_HORIZON, "attempts": 1, "spot": spot}
+    cut_short = claimed(S.CREATING, **WANTED, **known)
+    await scene.hold(cut_short)
+    scene.hub.registered[ORG].clear()
+    if online is not None and busy is not None:
+        scene.hub.registered[ORG][NAME] = Registration(7, NAME, online=online, busy=busy)
+    await act(scene.acting(), [(await scene.runners())[NAME]], [])
+    row = await scene.only()
+    assert (row.state, scene.azure.count("create_vm")) == (state, int(state is S.BOOTING))
 
 
 @virtual

@@ -11,6 +11,7 @@ import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -78,8 +79,8 @@ class World:
         (folder / "function_app.py").write_text(APP.replace("TABLE", self.table_name).replace("QUEUE", self.queue_name))
         (folder / "host.json").write_text(json.dumps(HOST_JSON))
 
-    def host(self, **settings: str) -> Host:
-        return Host(root=self.folder, settings={"STORAGE": self.connection_string, **settings})
+    def host(self, *, forked: bool = False, **settings: str) -> Host:
+        return Host(root=self.folder, settings={"STORAGE": self.connection_string, **settings}, forked=forked)
 
     async def rows(self, partition: str) -> list[dict[str, object]]:
         async with TableClient.from_connection_string(self.connection_string, self.table_name) as table:
@@ -137,14 +138,17 @@ async def test_a_function_that_outlasts_the_timeout_is_cancelled(world: World, h
         assert answer.status == 500
 
 
-async def test_groups_run_in_processes_of_their_own_and_are_started_again(world: World, http: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize("forked", [False, True])
+async def test_groups_run_in_processes_of_their_own_and_are_started_again(
+    world: World, http: aiohttp.ClientSession, forked: bool
+) -> None:
     async def served_by() -> int:
         with contextlib.suppress(aiohttp.ClientError):
             async with http.get(f"{host.url}/pid") as answer:
                 return int(await answer.text())
         return 0
 
-    async with world.host() as host:
+    async with world.host(forked=forked) as host:
         first = await served_by()
         assert first == host.pid("http")
         async with http.post(f"{host.url}/store/one", data="hello"):
@@ -152,7 +156,14 @@ async def test_groups_run_in_processes_of_their_own_and_are_started_again(world:
         await eventually(lambda: _has_rows(world, "seen"))
         [row] = await world.rows("seen")
         assert row["pid"] == host.pid("consume") != first
+        groups = set(host.running())
+        assert {"http", "consume"} <= groups
+
+        async def ended() -> bool:
+            return set(host.running()) == groups - {"http"}
+
         os.kill(first, signal.SIGKILL)
+        await eventually(ended)
         await eventually(lambda: _differs(served_by, {0, first}))
 
 
@@ -204,6 +215,36 @@ async def test_sigterm_ends_the_host_and_its_processes(world: World, http: aioht
         host.terminate()
         assert await host.wait() == 0
     assert await _dead(worker)
+
+
+FORKED = """
+import asyncio, sys
+from pathlib import Path
+from sandbox.host import Host
+
+async def main():
+    host = Host(root=Path(sys.argv[1]), settings={"STORAGE": sys.argv[2]}, forked=True)
+    await host.start()
+    print(*(host.pid(group) for group in host.running()), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_no_forked_process_outlives_a_host_that_is_killed(world: World) -> None:
+    host = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FORKED, str(world.folder), world.connection_string), cwd=SOURCE, stdout=asyncio.subprocess.PIPE
+    )
+    assert host.stdout is not None
+    try:
+        workers = [int(pid) for pid in (await host.stdout.readline()).split()]
+    finally:
+        host.kill()
+        await host.wait()
+    assert len(workers) == 2
+    for worker in workers:
+        await eventually(partial(_dead, worker))
 
 
 def test_the_host_reads_the_bindings_that_azure_functions_generates(world: World) -> None:

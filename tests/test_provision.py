@@ -12,7 +12,9 @@ from runnerpool.decide import CLAIM
 from runnerpool.errors import NoCapacity, RetryLater
 from runnerpool.lifecycle import NOTHING_SEEN
 from runnerpool.model import Runner, RunnerState
+from runnerpool.ports import Insert, VmSpec
 from runnerpool.provision import CONTEST, ROUNDS, SharedPasses
+from runnerpool.rows import fact_to_columns
 from tests.made_rows import MINUTE, NOW, ORG, clock, config, fact, job, later, pool, runner, virtual
 from tests.memory_table import Request
 from tests.stand_ins import Scene
@@ -89,6 +91,24 @@ async def test_past_its_deadline_a_run_acts_no_more() -> None:
     await scene.engine().run("linux", deadline=clock())
     assert not scene.azure.calls
     assert (await scene.only()).state is S.REQUESTED
+
+
+@virtual
+async def test_a_run_whose_acts_outlast_its_time_claims_no_row_that_it_would_leave_lying() -> None:
+    scene = Scene()
+    await scene.hold(fact())
+    create = scene.azure.create_vm
+
+    async def slowly(spec: VmSpec) -> None:
+        await later(minutes=2)
+        await scene.table.transact("linux", [Insert("fact:2:late", fact_to_columns(fact(job_id="2")))])
+        await create(spec)
+
+    scene.azure.create_vm = slowly  # type: ignore[method-assign]
+    await scene.engine().run("linux", deadline=clock() + MINUTE)
+    scene.azure.create_vm = create  # type: ignore[method-assign]
+    await scene.wake(worker="another")
+    assert sorted(str(row.job_id) for row in (await scene.runners()).values() if row.state is S.BOOTING) == ["1", "2"]
 
 
 @virtual

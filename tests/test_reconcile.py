@@ -13,8 +13,8 @@ from runnerpool.config import Config
 from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.gather import LOOKS, list_interval
 from runnerpool.lifecycle import LIST_LAG
-from runnerpool.model import Head, RunnerState
-from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Upsert, VmSpec, VmState
+from runnerpool.model import Head, RunnerState, Target
+from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Registration, Upsert, VmSpec, VmState
 from runnerpool.status import report
 from tests.made_rows import MINUTE, NOW, ORG, clock, config, fact, job, later, pool, runner, status, virtual
 from tests.memory_table import Request
@@ -137,6 +137,20 @@ async def test_calls_do_not_grow_with_idle_vms_but_for_each_ones_own_agent() -> 
         counts.append((len(scene.azure.calls), len(scene.hub.calls)))
         assert scene.crew.count("status") == size
     assert counts[0] == counts[1]
+
+
+@virtual
+async def test_a_service_that_hangs_while_it_is_read_keeps_no_other_from_its_acts() -> None:
+    scene = Scene()
+    await scene.at_rest(runner(S.FINISHED, completed_job="1"))
+
+    async def hangs(target: Target) -> list[Registration]:
+        await later(seconds=95)  # which is more than the pass has
+        raise RetryLater("GitHub gave no answer")
+
+    scene.hub.list_runners = hangs  # type: ignore[method-assign]
+    await scene.reconcile()
+    assert scene.azure.vms == {}
 
 
 @pytest.mark.parametrize(("pages", "seconds"), [(0, 25), (1, 25), (10, 25), (50, 108), (500, 1080)])
