@@ -7,6 +7,7 @@ what `after` raises happens to one that was carried out and whose answer was los
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from typing import Literal
 from runnerpool.errors import Conflict
 from runnerpool.ports import Entity, Insert, Operation, Remove, Replace, Value
 
+_LAST = "\U0010ffff"
+"""Sorts behind every character of a key."""
 _FORBIDDEN_IN_KEYS = re.compile(r"[/\\#?\x00-\x1f\x7f-\x9f]")
 
 
@@ -44,6 +47,7 @@ class MemoryTable:
         self.operations = 0
         self._page_rows = page_rows
         self._partitions: dict[str, dict[str, Entity]] = {}
+        self._order: dict[str, list[str]] = {}  # the keys of each partition in order, where they were read since they changed
         self._writes = 0
 
     async def read(self, partition: str, *, prefix: str = "") -> list[Entity]:
@@ -54,10 +58,12 @@ class MemoryTable:
             await self._arrive(request)
             last = entities[-1].row if entities else None
             rows = self._partitions.get(partition, {})
-            ahead = sorted(row for row in rows if row.startswith(prefix) and (last is None or row > last))
-            entities += [rows[row] for row in ahead[: self._page_rows]]
+            order = self._keys(partition)
+            begin = bisect_left(order, prefix) if last is None else bisect_right(order, last)
+            end = bisect_left(order, prefix + _LAST) if prefix else len(order)
+            entities += [rows[row] for row in order[begin : min(end, begin + self._page_rows)]]
             await self.after(request)
-            if len(ahead) <= self._page_rows:
+            if end - begin <= self._page_rows:
                 return entities
 
     async def get(self, partition: str, row: str) -> Entity | None:
@@ -80,8 +86,11 @@ class MemoryTable:
         for operation in operations:
             if isinstance(operation, Remove):
                 del rows[operation.row]
+                self._order.pop(partition, None)
                 etags.append("")
             else:
+                if operation.row not in rows:
+                    self._order.pop(partition, None)
                 self._writes += 1
                 entity = Entity(partition, operation.row, written[operation.row], etag=f'W/"{self._writes}"')
                 rows[operation.row] = entity
@@ -92,6 +101,11 @@ class MemoryTable:
     def everything(self) -> list[Entity]:
         """Every row of every partition, for invariants; counts as no request and meets no fault."""
         return [rows[row] for _, rows in sorted(self._partitions.items()) for row in sorted(rows)]
+
+    def _keys(self, partition: str) -> list[str]:
+        if partition not in self._order:
+            self._order[partition] = sorted(self._partitions.get(partition, ()))
+        return self._order[partition]
 
     async def _arrive(self, request: Request) -> None:
         self.operations += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from runnerpool.errors import Conflict, NoCapacity, RetryLater
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 OMITTED = 60.0
 """Seconds for which a list may leave out a new VM."""
+NOTICE = timedelta(seconds=30)
+"""What Azure gives a spot VM."""
 NIC_HELD = 180.0
 """Seconds for which a failed VM's NIC cannot be deleted."""
 
@@ -100,9 +102,9 @@ class AzureState:
         else:
             world.later(world.life.uniform(5, 30), self._succeed, vm)
         if faults.roll("evicted at boot"):
-            world.later(faults.span(5, boot + 10), self._evict, vm)
+            world.later(faults.span(5, boot + 10), self._notify, vm)
         if faults.roll("evicted in mid-job"):
-            world.later(boot + faults.span(30, 3600), self._evict, vm)
+            world.later(boot + faults.span(30, 3600), self._notify, vm)
 
     def place(self, vm: SimVm) -> None:
         """The VM and its NIC are there."""
@@ -119,6 +121,18 @@ class AzureState:
         if vm.state is VmState.CREATING and vm.machine is not None:
             vm.state, vm.error_code = VmState.FAILED, "AllocationFailed"
             vm.machine.die()
+
+    def _notify(self, vm: SimVm) -> None:
+        """A spot VM is told 30 s before, and now and then spared all the same. A host that dies says nothing."""
+        if vm.machine is None or self.world.faults.healed:
+            return
+        vm.machine.evicted = True
+        if not vm.spot:
+            self._evict(vm)
+            return
+        vm.machine.notice = self.world.now() + NOTICE
+        if not self.world.faults.roll("spared"):
+            self.world.later(NOTICE.total_seconds(), self._evict, vm)
 
     def _evict(self, vm: SimVm) -> None:
         """Spot capacity is taken back, or a host dies."""

@@ -73,7 +73,8 @@ class Checks:
     alerts: list[Alert] = field(default_factory=list)
     most_points: int = 0
     lost_plans: int = 0  # commits that lost the pool's head to another worker
-    changed_at: float = 0.0  # when a row but the heartbeat was last written
+    intents: int = 0  # rows of runners that a plan asked for
+    changed_at: float = 0.0  # when something last happened: a fact came or a runner's state changed
     _reached: dict[str, str] = field(default_factory=dict)
     _mints: dict[str, list[SimRunner]] = field(default_factory=dict)
     _minted_at: dict[str, float] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Checks:
     _lists: dict[str, deque[tuple[float, frozenset[str]]]] = field(default_factory=dict)
     _spoke_at: dict[str, float] = field(default_factory=dict)
     _clear_at: dict[str, float] = field(default_factory=dict)
-    _points: int = 0
+    _run_again: set[str] = field(default_factory=set)
     _tokens: float = ARM_BUCKET
     _tokens_at: float = 0.0
 
@@ -170,6 +171,7 @@ class Checks:
     def vm_created(self, vm: SimVm, encoded: str | None) -> None:
         pool = vm.tags["runnerpool-pool"]
         self.names.add(vm.name)
+        self.secret(f"a tag of {vm.name}", str(vm.tags))
         if encoded is not None:
             self._reach(encoded, vm.name)
         alive = sum(
@@ -203,6 +205,13 @@ class Checks:
     def job_begins(self, machine: Machine, job: SimJob) -> None:
         if len(machine.jobs) > 1:
             self.broken(5, f"VM {machine.name} runs a second job, {job.plan.job_id}, after {machine.jobs[0]}")
+
+    def run_again(self, job: SimJob) -> None:
+        """Only what was lost to an eviction, and no job's second attempt."""
+        machine = job.runner.machine if job.runner is not None else None
+        if machine is None or not machine.evicted or job.plan.job_id in self._run_again:
+            self.broken(14, f"job {job.plan.job_id} is run again, and no eviction took it")
+        self._run_again.add(job.plan.job_id)
 
     # ------------------------------------------------------------------------------------------ 6: nothing comes in, nothing leaks
 
@@ -246,10 +255,10 @@ class Checks:
     def written(self, partition: str, operations: Sequence[Operation]) -> None:
         for operation in operations:
             row = operation.row
-            if row != "heartbeat":
+            if row != "heartbeat" and self.watching is not None:
+                self.watching.append(f"{partition}/{row}")
+            if row.startswith("fact:"):
                 self.changed_at = self.world.loop.time()
-                if self.watching is not None:
-                    self.watching.append(f"{partition}/{row}")
             if not isinstance(operation, Remove):
                 self.secret(f"row {row}", str(operation.columns))
             if row.startswith("runner:"):
@@ -257,6 +266,8 @@ class Checks:
 
     def _runner_written(self, name: str, operation: Operation) -> None:
         before = self.states.get(name)
+        if isinstance(operation, Remove) or operation.columns["state"] != before:
+            self.changed_at = self.world.loop.time()
         if isinstance(operation, Remove):
             vm = self.world.azure.vms.get(name)
             if before in NEVER_GOES or (vm is not None and vm.state is not VmState.DELETING):
@@ -266,6 +277,7 @@ class Checks:
             return
         after = str(operation.columns["state"])
         if isinstance(operation, Insert):
+            self.intents += after == "requested"
             if before is not None and after != "failed":
                 self.broken(8, f"{name} comes again as {after} after it was {before}")
         elif after != before and after not in MAY_BECOME.get(before or "", ()):

@@ -73,7 +73,7 @@ def payload(job: SimJob, action: str, world: World, *, repository: str = "", pri
         "action": action,
         "workflow_job": {
             "id": int(job.plan.job_id),
-            "run_id": int(job.plan.job_id) + 1_000_000,
+            "run_id": int(job.plan.run_id or job.plan.job_id),
             "run_attempt": job.plan.attempt,
             "status": status,
             "conclusion": job.conclusion,

@@ -48,6 +48,7 @@ MOST: dict[str, dict[str, float]] = {
         "agent's answer lost": 0.05,
         "evicted at boot": 0.05,
         "evicted in mid-job": 0.1,
+        "spared": 0.5,
         "delete fails": 0.3,
         "deletion undone": 0.1,
         "list omits": 0.5,
@@ -71,7 +72,7 @@ MOST: dict[str, dict[str, float]] = {
 """The families of faults, and the highest rate that a seed may draw for each fault."""
 
 OUTAGES: dict[str, tuple[str, ...]] = {
-    "github": ("github down", "credential refused", "permission lost", "primary limit", "version refused"),
+    "github": ("github down", "credential refused", "permission lost", "primary limit", "version refused", "group refuses"),
     "azure": ("azure down", "quota full", "spot gone", "zone full", "keys rotated wrongly"),
     "storage": ("storage down",),
     "functions": ("deploy",),

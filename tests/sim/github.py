@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from runnerpool.errors import Conflict, Misconfigured
+from runnerpool.errors import Conflict, Gone, Misconfigured
 from runnerpool.ports import Delivery, JitConfig, JobReport, Registration, Removal, RunnerPackage
 from tests.sim.process import Process
 from tests.sim.scenario import JobPlan
@@ -21,6 +21,10 @@ BUSY_LAG = 60.0
 """Seconds by which the list's `busy` lags."""
 NOTICES = 600.0
 """Seconds until GitHub ends a job whose runner is gone."""
+CANCELS = 24 * 3600.0
+"""Seconds for which GitHub queues a job before it cancels it."""
+RERUNS = 95_000
+"""Ids of jobs that are run again begin here."""
 SECRET = "s3cr3t"
 """Part of everything in this world that must appear in no log, row, tag, message or error."""
 
@@ -64,6 +68,7 @@ class GitHubState:
     by_jit: dict[str, SimRunner] = field(default_factory=dict)
     points: deque[tuple[float, int]] = field(default_factory=deque)
     queued: dict[str, dict[str, SimJob]] = field(default_factory=dict)
+    rerun: set[str] = field(default_factory=set)
     _kicked: set[str] = field(default_factory=set)
     _next_id: int = 1000
 
@@ -93,7 +98,12 @@ class GitHubState:
 
     def _queue(self, job: SimJob) -> None:
         self.queued.setdefault(job.target, {})[job.plan.job_id] = job
+        self.world.later(CANCELS, self._give_up, job)
         self.kick(job.target)
+
+    def _give_up(self, job: SimJob) -> None:
+        if job.status == "queued":
+            self.complete(job, "cancelled")
 
     def _cancel(self, job: SimJob) -> None:
         if job.status != "completed":
@@ -110,7 +120,12 @@ class GitHubState:
         self._kicked.discard(target)
         waiting = self.queued.get(target, {})
         idle = [r for r in self.runners.values() if r.online and r.job is None and r.target == target and not r.foreign]
+        refused = self.world.scenario.refused_repository if self.world.faults.during("group refuses") else ""
+        if any(job.plan.repository == refused for job in waiting.values()):
+            self.world.later(30.0, self.kick, target)  # until somebody mends the runner group
         for job in list(waiting.values()):
+            if job.plan.repository == refused:
+                continue
             wanted = {label.lower() for label in job.plan.labels}
             runner = next((runner for runner in idle if wanted <= runner.labels), None)
             if runner is None or runner.machine is None:
@@ -136,6 +151,27 @@ class GitHubState:
             self.drop(runner)
             if runner.machine is not None:
                 runner.machine.job_over()
+
+    def run_again(self, repository: str, job_id: str) -> None:
+        """One job of a run that is over: it comes again under a new id, with the next attempt's number."""
+        self.spend(5)
+        self.authorised()
+        job = self.jobs.get(job_id)
+        if job is None or job.plan.repository != repository or job.status != "completed":
+            raise Misconfigured("GitHub answers 403: the job cannot be run again", area="setup")
+        if job_id in self.rerun:
+            raise Gone("GitHub answers 404: the run has a newer attempt")
+        self.world.checks.run_again(job)
+        self.rerun.add(job_id)
+        again = replace(
+            job.plan,
+            job_id=str(RERUNS + len(self.rerun)),
+            at=self.world.loop.time(),
+            attempt=job.plan.attempt + 1,
+            cancelled_after=None,
+            approved_after=None,
+        )
+        self.world.later(self.world.life.uniform(1, 5), self.start, again)
 
     # ------------------------------------------------------------------------------------------ registrations
 
@@ -246,6 +282,8 @@ class GitHubPort:
             state.spend(1)
             state.authorised()
             found = [state.seen(runner) for runner in state.runners.values() if runner.target == target]
+            if found and state.world.faults.roll("list shifts"):
+                found.remove(state.world.chance.choice(found))  # between two pages another one went, and this one moved up
             state.world.checks.listed(self._process, target, {registration.name for registration in found})
             return found
 
@@ -285,7 +323,7 @@ class GitHubPort:
         return await self._process.call("github", effect)
 
     async def rerun_job(self, repository: str, job_id: str) -> None:
-        raise AssertionError("no pool of the simulation has rerun_evicted")
+        await self._process.call("github", lambda: self._state.run_again(repository, job_id), write=True)
 
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         def effect() -> RunnerPackage:

@@ -45,8 +45,10 @@ AT_ONCE = 24
 """batchSize + newBatchThreshold."""
 TIMEOUT = 300.0
 """functionTimeout."""
-QUIET = 150.0
-"""Seconds without a write; and between two ticks of a world in which nothing happens."""
+QUIET = 60.0
+"""Seconds without a fact and without a runner's step after which ticks become rare."""
+RAREST = 1200.0
+"""Seconds between two ticks of a world in which nothing has happened for long."""
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -77,6 +79,7 @@ class Host:
     poisoned: list[Message] = field(default_factory=list)
     sent: dict[str, Sent] = field(default_factory=dict)
     wakeups: int = 0
+    ticks: int = 0
     _made: int = 0
     _fired_at: float = 0.0
 
@@ -162,6 +165,7 @@ class Host:
         if self._dull() or faults.roll("timer skipped"):
             return
         self._fired_at = world.loop.time()
+        self.ticks += 1
         late = faults.span(1, 45) if faults.roll("timer late") else 0.0
         overlap = faults.roll("timer doubled")
         world.later(late, self._fire, overlap)
@@ -169,13 +173,14 @@ class Host:
             world.later(late + faults.span(0, 5), self._fire, True)
 
     def _dull(self) -> bool:
-        """Whether nothing has happened for so long that most ticks may be left out: what a world costs is mostly its quiet
-        hours. One seed in four gets every tick."""
+        """Whether nobody waits and nothing has happened for so long that most ticks may be left out: what a world costs is mostly
+        its quiet hours. The longer the quiet lasts, the fewer are left. One seed in twenty gets every tick."""
         world = self.world
-        if world.seed % 4 == 0 or world.checks.watching is not None:
+        if world.seed % 20 == 0 or world.checks.watching is not None or any(world.github.queued.values()):
             return False
         now = world.loop.time()
-        return now - world.checks.changed_at > QUIET and now - self._fired_at < QUIET
+        quiet = now - world.checks.changed_at
+        return quiet > QUIET and now - self._fired_at < min(quiet, RAREST)
 
     def _fire(self, overlap: bool) -> None:
         """A timer that still runs is not started again, unless two instances hold it for a while."""

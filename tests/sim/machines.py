@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from runnerpool.errors import Conflict, RetryLater
@@ -21,6 +22,8 @@ class Machine:
         self.name = name
         self.address = address
         self.running = True
+        self.evicted = False  # or told that it will be
+        self.notice: datetime | None = None
         self.up = False
         self.phase = AgentPhase.SETUP
         self.encoded = encoded
@@ -122,6 +125,7 @@ class Machine:
             binding=self.binding,
             exit_code=0 if self.phase is AgentPhase.EXITED else None,
             runner_version="2.330.0",
+            eviction_at=self.notice,
         )
 
     def start(self, config: JitConfig) -> AgentStatus:

@@ -29,6 +29,7 @@ class JobPlan:
     repository: str
     labels: tuple[str, ...]
     seconds: float
+    run_id: str = ""
     attempt: int = 1
     approved_after: float | None = None  # it first waits for an approval; < 0: that never comes
     cancelled_after: float | None = None  # somebody cancels it, whether it runs or not
@@ -36,8 +37,8 @@ class JobPlan:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`boot` is by pool: seconds from the accepted PUT to a listening agent. `missing_size`
-    is offered to this subscription nowhere."""
+    """`boot` is by pool: seconds from the accepted PUT to a listening agent. `missing_size` is offered to this subscription
+    nowhere, `refused_repository` is the one that a runner group may stop admitting."""
 
     config: Config
     jobs: tuple[JobPlan, ...]
@@ -45,6 +46,7 @@ class Scenario:
     workers: int
     boot: dict[str, float]
     missing_size: str
+    refused_repository: str
     reap_idle_after: float
     tick_every: float
     page_rows: int
@@ -58,7 +60,7 @@ def draw(seed: str, *, day: float) -> Scenario:
     github: dict[str, Any] = {"scope": scope, "owner": OWNER}
     if scope == "repo" or rng.random() < 0.3:
         github["repositories"] = [f"{OWNER}/{name}" for name in names] if scope == "enterprise" else names
-    shapes = [SHAPES[0], *rng.sample(SHAPES[1:], rng.randint(0, 2))]
+    shapes = [SHAPES[0], *rng.sample(SHAPES[1:], rng.choice((0, 0, 0, 1, 1, 2)))]
     pools = [_pool(rng, name, labels) for name, labels in shapes]
     document = {"azure": {"name_prefix": PREFIX, "tags": {"team": "ci"}}, "github": github, "pools": pools}
     config = Config.model_validate(document)
@@ -68,16 +70,23 @@ def draw(seed: str, *, day: float) -> Scenario:
         jobs=tuple(_bearable(_jobs(rng, [pool["labels"] for pool in pools], repositories, day), pools, day)),
         day=day,
         workers=rng.randint(2, 10),
-        boot={pool["name"]: rng.choice((rng.uniform(35, 90), rng.uniform(60, 160), rng.uniform(150, 300))) for pool in pools},
+        boot={pool["name"]: _boot(rng, pool["maximum_pool_size"]) for pool in pools},
         missing_size=rng.choice(("", "", "Standard_D4ads_v5")),
+        refused_repository=rng.choice(repositories),
         reap_idle_after=rng.uniform(3, 12) * MINUTE,
         tick_every=30.0,
         page_rows=rng.choice((1000, 1000, 1000, 40, 8)),
     )
 
 
+def _boot(rng: Random, maximum: int) -> float:
+    """Small pools boot quickly, so that they can serve the day's jobs within a day."""
+    usual = rng.choice((rng.uniform(35, 90), rng.uniform(60, 160), rng.uniform(150, 300)))
+    return usual if maximum > 6 else min(usual, 60.0)
+
+
 def _pool(rng: Random, name: str, labels: list[str]) -> dict[str, Any]:
-    maximum = rng.choice((2, 4, 8, 20, 60))
+    maximum = rng.choice((3, 6, 10, 20, 60))
     warm = min(rng.choice((0, 0, 1, 2, 3)), maximum)
     pool: dict[str, Any] = {
         "name": name,
@@ -87,6 +96,7 @@ def _pool(rng: Random, name: str, labels: list[str]) -> dict[str, Any]:
         "scale_up_trigger_threshold": rng.choice((1, 1, 1, 3)),
         "idle_timeout": f"{rng.choice((1, 5, 10, 20))}m",
         "keep_registered": rng.random() < 0.25,
+        "rerun_evicted": rng.random() < 0.4,
         "vm": {
             "sizes": rng.choice((["Standard_D4as_v5"], ["Standard_D4ads_v5", "Standard_D4as_v5"])),
             "zones": rng.choice(([], ["1"], ["1", "2", "3"])),
@@ -101,17 +111,22 @@ def _pool(rng: Random, name: str, labels: list[str]) -> dict[str, Any]:
 
 
 def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day: float) -> list[JobPlan]:
-    """Quiet hours, bursts, and now and then a matrix of 256 in one second."""
-    count = rng.choice((60, 120, 200, 300))
-    typical = rng.choice((30.0, 120.0, 300.0, 900.0))
+    """A few busy times, bursts of seconds, strays, quiet hours between, and now and then a matrix of 256 in one second.
+
+    What a world costs is mostly its busy minutes, so a day has few of them, and they are busy indeed.
+    """
+    count = rng.choice((100, 100, 100, 120, 200))
+    typical = rng.choice((30.0, 120.0, 120.0, 300.0, 900.0))
     plans: list[JobPlan] = []
     last = day - 30 * MINUTE
-    matrices = int(rng.random() < 0.08)
-    bursts = [(rng.uniform(0, last), rng.randint(2, 40)) for _ in range(rng.randint(0, 4))]
+    matrices = int(rng.random() < 0.02)
+    bursts = [(rng.uniform(0, last), rng.randint(2, 40)) for _ in range(rng.randint(0, 2))]
     moments = [at + rng.uniform(0, 20) for at, size in bursts for _ in range(size)]
-    hours = rng.choice((last, last / 2, last / 4))
-    dawn = rng.uniform(0, last - hours)
-    moments += [rng.uniform(dawn, dawn + hours) for _ in range(max(count - len(moments), 10))]
+    moments += [rng.uniform(0, last) for _ in range(rng.randint(0, 4))]
+    shifts = [(rng.uniform(0, last - HOUR), rng.uniform(1, 12) * MINUTE) for _ in range(rng.randint(1, 2))]
+    for _ in range(max(count - len(moments), 10)):
+        begin, length = rng.choice(shifts)
+        moments.append(begin + rng.uniform(0, length))
     for at in moments:
         plans.append(_job(rng, len(plans), at, rng.choice(label_sets), rng.choice(repositories), typical))
     for _ in range(matrices):
@@ -134,6 +149,13 @@ def _bearable(plans: list[JobPlan], pools: list[dict[str, Any]], day: float) -> 
     return [replace(plan, seconds=max(plan.seconds * factor, 5.0)) for plan in plans]
 
 
+def work(scenario: Scenario) -> float:
+    """Seconds that all jobs of the day take one after the other, as many at a time as the smallest pool allows."""
+    fewest = min(pool.maximum_pool_size for pool in scenario.config.pools)
+    each = max(scenario.boot.values()) * 1.3 + MINUTE  # from one VM's end to the next one's readiness
+    return sum(plan.seconds + each for plan in scenario.jobs) / fewest
+
+
 def _job(rng: Random, number: int, at: float, labels: list[str], repository: str, typical: float) -> JobPlan:
     wanted = list(labels)
     if rng.random() < 0.1:
@@ -145,6 +167,7 @@ def _job(rng: Random, number: int, at: float, labels: list[str], repository: str
         job_id=str(50_000 + number),
         at=at,
         repository=repository,
+        run_id=str(1_050_000 + number),
         labels=tuple(wanted),
         seconds=min(rng.expovariate(1 / typical) + 5.0, 3 * HOUR),
         approved_after=-1.0 if approval < 0.01 else rng.uniform(30, 3 * HOUR) if approval < 0.04 else None,

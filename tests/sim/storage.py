@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from runnerpool import rows
 from runnerpool.errors import Conflict
-from runnerpool.model import Job, Runner
+from runnerpool.model import Fact, Head, Job, Runner
 from runnerpool.ports import Entity, Operation, Value
 from tests.memory_table import MemoryTable, Request
 from tests.sim.process import Process
@@ -40,6 +40,13 @@ def remember_rows() -> None:
     thousand times."""
     jobs: dict[str, Job] = {}
     runners: dict[str, Runner] = {}
+    facts: dict[object, Fact] = {}
+
+    def fact(columns: Mapping[str, Value]) -> Fact:
+        body = columns.get("body")
+        if body not in facts:
+            facts[body] = _FACT(columns)
+        return facts[body]
 
     def job(columns: Mapping[str, Value], etag: str) -> Job:
         if etag not in jobs:
@@ -51,14 +58,33 @@ def remember_rows() -> None:
             runners[etag] = _RUNNER(columns, etag)
         return runners[etag]
 
-    rows.job_from_columns, rows.runner_from_columns = job, runner
+    rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns = job, runner, fact
+    rows._HEAD = _RememberedHead()  # type: ignore[assignment]
+
+
+class _RememberedHead:
+    """`rows._HEAD`, which decodes each version once."""
+
+    encode = staticmethod(rows._HEAD.encode)
+    decode = staticmethod(rows._HEAD.decode)
+    _whole = staticmethod(rows._HEAD.decode_what_can)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[Head | None, list[str]]] = {}
+
+    def decode_what_can(self, columns: Mapping[str, Value], *, pool: str, etag: str) -> tuple[Head | None, list[str]]:
+        if (pool, etag) not in self._known:
+            self._known[pool, etag] = self._whole(columns, pool=pool, etag=etag)
+        return self._known[pool, etag]
 
 
 def forget_rows() -> None:
-    rows.job_from_columns, rows.runner_from_columns = _JOB, _RUNNER
+    rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns = _JOB, _RUNNER, _FACT
+    rows._HEAD = _HEAD
 
 
-_JOB, _RUNNER = rows.job_from_columns, rows.runner_from_columns
+_HEAD = rows._HEAD
+_JOB, _RUNNER, _FACT = rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns
 
 
 class TablePort:

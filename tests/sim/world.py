@@ -13,20 +13,22 @@ from typing import Any
 
 from runnerpool.config import warm_minimum
 from tests.memory_table import MemoryTable
-from tests.sim import converged, scenario, strangers
+from tests.sim import converged, onlookers, scenario, strangers
 from tests.sim.azure import AzureState
 from tests.sim.checks import Checks, Violation
 from tests.sim.faults import FAMILIES, Faults
 from tests.sim.github import GitHubState
 from tests.sim.host import Host
 from tests.sim.loop import EPOCH, VirtualLoop, run
+from tests.sim.onlookers import watched_logs
 from tests.sim.storage import between_pages, forget_rows, remember_rows
 
 DAY = 24 * 3600.0
 STEP = 300.0
 """Seconds between two looks at whether the healed world has settled."""
-PATIENCE = 8 * 3600.0
-"""Within so many seconds after everything is healed the world must have settled."""
+PATIENCE = 4 * 3600.0
+"""Within so many seconds after everything is healed the world must have settled, beside what the jobs of a whole day need on the
+smallest pool."""
 WATCHED = 600.0
 """For so long the settled world must stay as it is."""
 LATENCIES = {"storage": (0.004, 0.03), "azure": (0.05, 0.6), "github": (0.05, 0.5), "agent": (0.005, 0.05), "mail": (0.01, 0.5)}
@@ -78,6 +80,7 @@ class World:
         self.azure = AzureState(self)
         self.host = Host(self)
         self.checks = Checks(self)
+        self.patience = PATIENCE + scenario.work(self.scenario)
         self._refills = 0  # VMs that the warm minimum may still need when the last job is over
         self._stopped: asyncio.Event = asyncio.Event()
 
@@ -115,7 +118,8 @@ class World:
         self.loop.set_exception_handler(self._unheard)
         remember_rows()
         try:
-            settled_after = run(self.loop, self._day())
+            with watched_logs(self.checks):
+                settled_after = run(self.loop, self._day())
         finally:
             forget_rows()
         return Outcome(
@@ -139,6 +143,7 @@ class World:
 
     async def _day(self) -> float:
         strangers.arrive(self)
+        onlookers.come(self)
         await self._until_evening()
         self._heal()
         return await self._settle()
@@ -162,22 +167,22 @@ class World:
         """Seconds until the world was as it should be. Then it is watched for a while."""
         healed = self.loop.time()
         while not self._stopped.is_set() and any(i == 10 for i, _ in converged.unsettled(self)):
-            if self.loop.time() - healed > PATIENCE:
+            if self.loop.time() - healed > self.patience:
                 break
             await self._pass(STEP)
-        made = self.azure.made
+        asked_for = self.checks.intents
         self._replay()
         while unsettled := converged.unsettled(self):
             if self._stopped.is_set():
                 return -1.0
-            if self.loop.time() - healed > PATIENCE:
+            if self.loop.time() - healed > self.patience:
                 for invariant, text in unsettled[:5]:
                     self.checks.broken(invariant, text)
                 return -1.0
             await self._pass(STEP)
         after = self.loop.time() - healed
-        if self.azure.made > made + self._refills:
-            self.checks.broken(14, f"{self.azure.made - made} VMs were made after the last job, by replayed deliveries")
+        if self.checks.intents > asked_for + self._refills:
+            self.checks.broken(14, f"{self.checks.intents - asked_for} VMs were asked for by replayed deliveries")
         while self._warm_changes():
             await self._pass(STEP)
         self.checks.watching = []
