@@ -77,6 +77,15 @@ class Acting:
         now = self.clock()
         return await attempt(call, clock=self.clock, deadline=now + min(within, self.deadline - now))
 
+    async def write_github(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A write to GitHub that may be repeated. Each attempt takes a token: one that failed has cost its points, too."""
+
+        async def paid() -> T:
+            await self.token("github-writes")
+            return await call()
+
+        return await self.call(paid)
+
     async def revise(self, runner: Runner, change: Callable[[Runner], Runner]) -> Runner | None:
         """Applies `change` while the row is claimed by this worker. None: it no longer is, and the act must end."""
 

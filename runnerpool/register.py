@@ -19,8 +19,8 @@ HELD = (AgentPhase.STARTING, AgentPhase.LISTENING, AgentPhase.BUSY)
 
 
 async def mint(acting: Acting, runner: Runner) -> JitConfig:
-    """Registers the runner under its name. A registration that an earlier attempt left behind goes first: its JIT config is
-    lost, since whatever holds it was looked at before.
+    """Registers the runner under its name, for a token that the caller has taken. A registration that an earlier attempt left
+    behind goes first: its JIT config is lost, since whatever holds it was looked at before.
 
     Raises RetryLater where that registration is busy, and what `GitHub.mint_jit_config` raises.
     """
@@ -32,9 +32,10 @@ async def mint(acting: Acting, runner: Runner) -> JitConfig:
     except Conflict:
         found = await acting.call(lambda: github.find_runner(target, runner.name))
     if found is not None:
-        removal = await acting.call(lambda: github.remove_runner(target, found.runner_id))
+        removal = await acting.write_github(lambda: github.remove_runner(target, found.runner_id))
         if removal is Removal.BUSY:
             raise RetryLater(f"GitHub runner {found.runner_id} of this name is busy", after=timedelta(seconds=30))
+    await acting.token("github-writes")
     return await github.mint_jit_config(target, runner.name, labels, acting.outside.group)
 
 

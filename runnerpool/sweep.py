@@ -133,7 +133,8 @@ class Sweep:
         for nic in orphaned_nics(gathered.nics or [], gathered.vms, known, self.prefix)[:AT_ONCE]:
             await self._delete_nic(nic)
         found = orphaned_registrations(gathered.registrations, gathered.vms, known, pools, self.prefix)
-        for target, registration in found[:AT_ONCE]:
+        granted = await self.ledger.take("github-writes", min(len(found), AT_ONCE), now) if found else 0
+        for target, registration in found[:granted]:
             pool = our_pool(registration.name, self.prefix)
             # GitHub's list is younger than `known`: a runner registered between the two has its row by now.
             if pool and not await self.ledger.has_runner(pool, registration.name):

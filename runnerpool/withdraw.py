@@ -48,10 +48,9 @@ async def _remove(acting: Acting, runner: Runner) -> Removal:
     if runner.minted_at is None:
         return Removal.REMOVED  # there never was one
     github, target = acting.outside.github, target_of(runner)
-    await acting.token("github-writes")
     if runner.github_id is not None:
         known = runner.github_id
-        removal = await acting.call(lambda: github.remove_runner(target, known))
+        removal = await acting.write_github(lambda: github.remove_runner(target, known))
         if removal is not Removal.ABSENT:
             return removal
     listed = (await acting.runner_list(target)).get(runner.name)
@@ -59,7 +58,7 @@ async def _remove(acting: Acting, runner: Runner) -> Removal:
         if listed is None:
             return Removal.REMOVED  # confirmed: the whole list, read in this pass, does not have the name
         raise RetryLater("GitHub answers 404 for its registration and still lists it", after=timedelta(seconds=30))
-    removal = await acting.call(lambda: github.remove_runner(target, listed.runner_id))
+    removal = await acting.write_github(lambda: github.remove_runner(target, listed.runner_id))
     if removal is Removal.ABSENT:
         raise RetryLater("GitHub answers 404 for a registration that it lists", after=timedelta(seconds=30))
     return removal

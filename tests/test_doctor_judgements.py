@@ -63,6 +63,10 @@ def test_a_size_that_is_not_sold_as_spot_serves_no_spot_pool() -> None:
     assert finding.level is Level.OK
 
 
+def not_ok(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith("ok ")]
+
+
 @pytest.mark.parametrize(
     ("image", "size", "told"),
     [
@@ -117,7 +121,7 @@ async def test_an_app_that_runs_evicted_jobs_again_needs_actions_write(
         place.env |= settings
         place.write(spot())
         found, lines = await place.doctor()
-    assert found == code, lines
+    assert found == code, not_ok(lines)
     assert any("lacks actions: write" in line for line in lines) is bool(code)
 
 
@@ -126,7 +130,7 @@ async def test_no_job_is_run_again_by_looking_whether_one_might_be(storage: Azur
         place.write(spot())
         before = {job: repr(of_it) for job, of_it in place.github.world.jobs.items()}
         code, lines = await place.doctor()
-        assert code == 0, lines
+        assert code == 0, not_ok(lines)
         assert "ok    jobs: can be read and run again in octo-org/backend" in lines
         assert {job: repr(of_it) for job, of_it in place.github.world.jobs.items()} == before
         assert before

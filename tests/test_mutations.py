@@ -246,7 +246,7 @@ MUTATIONS = [
     Mutation(failed_deliveries_are_left, breaks=10, within=10),
     Mutation(orphaned_vms_are_left, breaks=11, within=10),
     Mutation(orphaned_registrations_are_left, breaks=12, within=10),
-    Mutation(idle_vms_stay, breaks=13, within=3),
+    Mutation(idle_vms_stay, breaks=13, within=10),
     Mutation(late_deliveries_are_believed, breaks=14, within=5),
     Mutation(wakeups_fail_without_a_trace, breaks=15, within=3),
 ]

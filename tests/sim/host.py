@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from runnerpool import app as app_module
 from runnerpool.acting import Outside
 from runnerpool.app import App
 from runnerpool.errors import Gone
@@ -29,7 +28,7 @@ from tests.sim.deliveries import SECRET_KEY, Sent, payload, signed
 from tests.sim.github import GitHubPort, SimJob
 from tests.sim.machines import AgentsPort
 from tests.sim.people import AlertsPort
-from tests.sim.process import CURRENT, Killed, Process, current_clock
+from tests.sim.process import CURRENT, Killed, Process
 from tests.sim.scenario import PREFIX
 from tests.sim.storage import TablePort, at_once
 
@@ -133,7 +132,6 @@ class Host:
         return Instance(process, app)
 
     def start(self) -> None:
-        app_module.clock = current_clock
         self.instances = [self.instance("provision") for _ in range(self.world.scenario.workers)]
         self.world.later(self.world.life.uniform(0, 5), self._tick)
 

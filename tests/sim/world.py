@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
+from runnerpool import app
 from runnerpool.config import warm_minimum
 from tests.memory_table import MemoryTable
 from tests.sim import converged, onlookers, scenario, strangers
@@ -21,7 +22,10 @@ from tests.sim.github import GitHubState
 from tests.sim.host import Host
 from tests.sim.loop import EPOCH, VirtualLoop, run
 from tests.sim.onlookers import watched_logs
+from tests.sim.process import current_clock
 from tests.sim.storage import between_pages, forget_rows, remember_rows
+
+T = TypeVar("T")
 
 DAY = 24 * 3600.0
 STEP = 300.0
@@ -114,12 +118,10 @@ class World:
     # ------------------------------------------------------------------------------------------ the day
 
     def run(self) -> Outcome:
-        random.seed(self.seed)  # tenacity draws its jitter from the module's generator
-        self.loop.set_exception_handler(self._unheard)
         remember_rows()
         try:
             with watched_logs(self.checks):
-                settled_after = run(self.loop, self._day())
+                settled_after = self._play(self._day())
         finally:
             forget_rows()
         return Outcome(
@@ -137,9 +139,16 @@ class World:
 
     def run_day(self) -> None:
         """The day alone: nothing heals, nobody waits until it settles."""
-        random.seed(self.seed)
+        self._play(self._until_evening())
+
+    def _play(self, main: Coroutine[Any, Any, T]) -> T:
+        random.seed(self.seed)  # tenacity draws its jitter from the module's generator
         self.loop.set_exception_handler(self._unheard)
-        run(self.loop, self._until_evening())
+        clock, app.clock = app.clock, current_clock
+        try:
+            return run(self.loop, main)
+        finally:
+            app.clock = clock
 
     async def _day(self) -> float:
         strangers.arrive(self)
