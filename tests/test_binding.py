@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from runnerpool.acts import act
+from runnerpool.budget import LIMITS
 from runnerpool.errors import Conflict, Gone, Misconfigured, PoolError, RetryLater
 from runnerpool.model import RunnerState
 from runnerpool.ports import AgentPhase, AgentTrouble, Registration
@@ -58,6 +59,8 @@ async def test_a_name_that_is_registered_already_is_registered_anew_since_its_ji
     row = (await scene.act(claimed(S.BINDING, **READY)))[NAME]
     assert (row.state, row.github_id) == (S.REGISTERED, 100)
     assert scene.hub.count("remove") == 1
+    (bucket,) = await scene.ledger.app_rows("budget:github-writes")
+    assert bucket.columns["tokens"] == LIMITS["github-writes"].capacity - 3, "a mint, a removal and a mint: three writes to GitHub"
 
 
 @pytest.mark.parametrize(

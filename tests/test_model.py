@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,6 +56,12 @@ facts = st.builds(
 @settings(max_examples=60, deadline=None)
 def test_any_order_of_the_same_facts_makes_the_same_job(some: list[Fact]) -> None:
     assert len({repr(merged(order)) for order in itertools.permutations(some)}) == 1
+
+
+def test_a_runner_without_an_id_is_the_same_whether_its_key_is_left_out_or_0() -> None:
+    some = [fact("in_progress", runner_id=None), fact("in_progress", runner_id=0)]
+    there, back = (functools.reduce(merge, order, None) for order in (some, some[::-1]))
+    assert there == back
 
 
 @given(st.lists(facts, min_size=1, max_size=5), st.data())
