@@ -6,7 +6,7 @@ What acts write is written down once more here, from the architecture's text: th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import Seen
 from runnerpool.model import Basis, Runner, RunnerState
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
-from tests.memory_table import MemoryTable
+from tests.memory_table import MemoryTable, at_once
 
 S = RunnerState
 P = AgentPhase
@@ -29,16 +29,6 @@ HORIZON = timedelta(minutes=12)
 """What a row says before a PUT: two minutes of attempts, and then `PUT_LASTS`."""
 PAUSE = timedelta(seconds=10)
 HELD = (P.STARTING, P.LISTENING, P.BUSY)
-
-
-def done(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing, as those of the table in memory."""
-    try:
-        work.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    raise AssertionError("it waits for something")
 
 
 def _looked_for(row: Runner) -> bool:
@@ -166,12 +156,12 @@ class SmallWorld:
         def mine(current: Runner) -> Runner | None:
             return replace(current, **changes) if current.claimed_by == worker else None
 
-        return done(self.ledger.revise_runner(row, mine)) if row else None
+        return at_once(self.ledger.revise_runner(row, mine)) if row else None
 
     def _move(self, row: Runner, only: Collection[RunnerState], state: RunnerState, reason: str, **changes: Any) -> None:
         """Whoever has the claim: what happened, happened; but a fact that was quicker stands."""
         now = self.now
-        done(
+        at_once(
             self.ledger.revise_runner(
                 row, lambda current: current.move(state, now, reason, **changes) if current.state in only else None
             )
@@ -210,7 +200,7 @@ class SmallWorld:
         sure = claimed.attempts <= 1
         if fate == "refused":
             key, rest = rest_after(Rung(claimed.size, claimed.zone, claimed.spot), "AllocationFailed", "", self.now)
-            done(self.ledger.revise_head(claimed.pool, lambda head: rest_pool(head, key, rest, self.now)))
+            at_once(self.ledger.revise_head(claimed.pool, lambda head: rest_pool(head, key, rest, self.now)))
             self._move(claimed, [S.CREATING], S.FAILED, "no offer is left", put_until=None if sure else claimed.put_until)
             return
         box = Box(claimed.name, claimed, claimed.github_id)
@@ -230,7 +220,7 @@ class SmallWorld:
                 return None
             return current.move(S.CREATING, self.now, current.reason, **changes)
 
-        return done(self.ledger.revise_runner(row, begun))
+        return at_once(self.ledger.revise_runner(row, begun))
 
     def _adopt(self, row: Runner) -> None:
         if self.boxes[row.name].binding != row.github_id:

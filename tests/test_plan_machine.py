@@ -27,8 +27,8 @@ from runnerpool.ports import AgentPhase, JobReport, VmState
 from tests import plan_rules
 from tests.machine_settings import PATIENCE, examples
 from tests.made_rows import NOW, ORG, pool
-from tests.memory_table import Request
-from tests.small_world import SmallWorld, done
+from tests.memory_table import Request, at_once
+from tests.small_world import SmallWorld
 
 S = RunnerState
 
@@ -184,10 +184,10 @@ class PlanMachine(RuleBasedStateMachine):
         if row is None or row.checked_at is None:
             return
         if lost:
-            done(self.world.ledger.revise_job(row, lambda job: replace(job, missing_since=self.world.now)))
+            at_once(self.world.ledger.revise_job(row, lambda job: replace(job, missing_since=self.world.now)))
             return
         if row.missing_since is not None:
-            done(self.world.ledger.revise_job(row, lambda job: replace(job, missing_since=None)))
+            at_once(self.world.ledger.revise_job(row, lambda job: replace(job, missing_since=None)))
         report = JobReport(one.job_id, one.state, one.conclusion, one.runner, None, one.started_at, one.completed_at)
         self._file(told(row, report))
 
@@ -212,7 +212,7 @@ class PlanMachine(RuleBasedStateMachine):
     def _file(self, fact: Fact) -> None:
         if fact.action == "completed" and fact.runner_name:
             self.evidence.completed.add(fact.runner_name)
-        done(self.world.ledger.add_fact(LINUX, str(next(self.keys)), fact))
+        at_once(self.world.ledger.add_fact(LINUX, str(next(self.keys)), fact))
 
     # -------------------------------------------------------------------------------------- Azure and its VMs
 
@@ -263,7 +263,7 @@ class PlanMachine(RuleBasedStateMachine):
 
     @rule(paused=st.sampled_from([False, False, True]), draining=st.sampled_from([False, False, True]))
     def somebody_pauses_or_drains(self, paused: bool, draining: bool) -> None:
-        done(self.world.ledger.revise_head(LINUX, lambda head: replace(head, paused=paused, draining=draining)))
+        at_once(self.world.ledger.revise_head(LINUX, lambda head: replace(head, paused=paused, draining=draining)))
 
     # -------------------------------------------------------------------------------------- passes
 
@@ -333,7 +333,7 @@ class PlanMachine(RuleBasedStateMachine):
         usual, table.before = table.before, conflict
         try:
             if decision.changes:
-                done(self.world.ledger.commit(decision))
+                at_once(self.world.ledger.commit(decision))
         except Conflict:
             return False
         finally:
@@ -388,7 +388,7 @@ class PlanMachine(RuleBasedStateMachine):
         self.acts.append(act)
 
     def _read(self) -> Snapshot:
-        return done(self.world.ledger.read_pool(LINUX))
+        return at_once(self.world.ledger.read_pool(LINUX))
 
     # -------------------------------------------------------------------------------------- what always holds
 

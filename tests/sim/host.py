@@ -23,6 +23,7 @@ from runnerpool.ports import Delivery, Insert
 from runnerpool.provision import Engine, SharedPasses
 from runnerpool.reconcile import Reconcile
 from runnerpool.settings import Settings
+from tests.memory_table import at_once
 from tests.sim.azure import ComputePort, NetworkPort, user_data
 from tests.sim.deliveries import SECRET_KEY, Sent, payload, signed
 from tests.sim.github import GitHubPort, SimJob
@@ -30,7 +31,7 @@ from tests.sim.machines import AgentsPort
 from tests.sim.people import AlertsPort
 from tests.sim.process import CURRENT, Killed, Process
 from tests.sim.scenario import PREFIX
-from tests.sim.storage import TablePort, at_once
+from tests.sim.storage import TablePort
 
 if TYPE_CHECKING:
     from tests.sim.world import World

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from runnerpool import rows
 from runnerpool.errors import Conflict
 from runnerpool.model import Fact, Head, Job, Runner
 from runnerpool.ports import Entity, Operation, Value
-from tests.memory_table import MemoryTable, Request
+from tests.memory_table import MemoryTable, Request, at_once
 from tests.sim.process import Process
 
 T = TypeVar("T")
@@ -23,16 +23,6 @@ async def between_pages(request: Request) -> None:
     """The table's hook. Only readings of several pages wait, in their reader's own task."""
     if request.kind == "read" and request.key == "":
         await asyncio.sleep(PAGE_PAUSE)
-
-
-def at_once(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    raise AssertionError("it waits")
 
 
 def remember_rows() -> None:
