@@ -96,10 +96,9 @@ class QueueListener:
         try:
             failed = not await self._succeeds(message)
         except asyncio.CancelledError:
-            renewal.cancel()
-            await asyncio.shield(self._settle(held.give_back(0)))
+            await asyncio.shield(self._give_up(held, renewal))
             raise
-        renewal.cancel()
+        await _ended(renewal)
         if not failed:
             await self._settle(held.delete())
         elif (message.dequeue_count or 0) >= self._settings.max_dequeue_count:
@@ -135,10 +134,20 @@ class QueueListener:
         await send(self._poison, held.content)
         await held.delete()
 
+    async def _give_up(self, held: _Held, renewal: asyncio.Task[None]) -> None:
+        await _ended(renewal)
+        await self._settle(held.give_back(0))
+
     async def _renew(self, held: _Held) -> None:
+        """Ends when it is cancelled, though never between a request and its answer: that brings the receipt that deletes."""
         while True:
             await real_sleep(HIDDEN / 2 / self._rate)
-            await self._settle(held.give_back(self._visibility(HIDDEN)))
+            request = asyncio.create_task(self._settle(held.give_back(self._visibility(HIDDEN))))
+            try:
+                await asyncio.shield(request)
+            except asyncio.CancelledError:
+                await request
+                raise
 
     async def _settle(self, change: Awaitable[None]) -> None:
         """Storage trouble leaves the message hidden until its time is up, and then it is delivered again."""
@@ -150,6 +159,11 @@ class QueueListener:
     def _visibility(self, seconds: float) -> int:
         """Whole real seconds, as the service takes them; rounded up, so that a rate never makes them none."""
         return math.ceil(seconds / self._rate)
+
+
+async def _ended(renewal: asyncio.Task[None]) -> None:
+    renewal.cancel()
+    await asyncio.wait([renewal])
 
 
 class _Held:
