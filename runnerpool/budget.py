@@ -16,8 +16,9 @@ class Limit:
 
 
 LIMITS: Mapping[str, Limit] = {
-    # GitHub's secondary limit: 900 points a minute, 5 a write. 60 + 1.5 * 60 = 150 writes = 750 points; the rest is for reads.
-    "github-writes": Limit(capacity=60, per_second=1.5),
+    # GitHub's secondary limit: 900 points a minute, 5 a write and 1 a read. 40 + 1.5 * 60 = 130 writes, each with at most one look
+    # at what stands in its way, are 780 points; the rest is for whole lists and for questions about jobs.
+    "github-writes": Limit(capacity=40, per_second=1.5),
     # ARM's documented bucket for writes is 200, refilled by 10 a second, per identity and region; others share the subscription.
     "arm-writes": Limit(capacity=160, per_second=8),
     "arm-deletes": Limit(capacity=160, per_second=8),
@@ -26,7 +27,7 @@ LIMITS: Mapping[str, Limit] = {
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What is left, and as of when. `etag` guards the row."""
+    """What is left, and as of when (by the ledger's clock, not the taker's). `etag` guards the row."""
 
     tokens: float
     at: datetime

@@ -61,7 +61,7 @@ class Demand:
 def demand(now: datetime, world: World) -> Demand:
     """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
     waiting: dict[Target, list[Job]] = defaultdict(list)
-    wanting = [job for job in world.jobs.values() if job.wants_runner]
+    wanting = [job for job in world.jobs.values() if job.completed_at is None and job.wants_runner]
     for job in sorted(wanting, key=lambda job: (job.created_at, job.job_id)):
         if job.rerun_of is None:
             waiting[job.target].append(job)

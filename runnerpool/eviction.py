@@ -74,7 +74,7 @@ def second_attempts(jobs: Mapping[str, Job]) -> dict[str, Job]:
     """The jobs that are the second attempt at one that was lost: a new job of the same run and name, with a higher attempt."""
     asked = [job for job in jobs.values() if job.rerun_at is not None and job.run_id]
     found: dict[str, Job] = {}
-    for job in jobs.values():
+    for job in jobs.values() if asked else ():
         for first in asked:
             same = (job.run_id, job.job_name, job.repository) == (first.run_id, first.job_name, first.repository)
             if same and job.run_attempt > first.run_attempt and job.rerun_of is None:

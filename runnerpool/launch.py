@@ -11,7 +11,7 @@ from runnerpool.acting import Acting
 from runnerpool.capacity import Rung, architecture, is_capacity, next_rung, rest_after, resting
 from runnerpool.errors import Conflict, Misconfigured, NoCapacity, RetryLater
 from runnerpool.model import Runner, RunnerState
-from runnerpool.ports import JitConfig, RunnerPackage, Vm, VmSpec, VmState
+from runnerpool.ports import JitConfig, Registration, RunnerPackage, Vm, VmSpec, VmState
 from runnerpool.register import mint, target_of
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,17 @@ async def births(acting: Acting, runners: list[Runner]) -> set[str]:
 
 async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     """From the claimed intent to a VM that Azure accepted, a refusal, or a later attempt."""
-    if runner.state is S.CREATING and (await adopt(acting, runner) or await _used_up(acting, runner)):
+    if runner.state is S.CREATING and await adopt(acting, runner):
         return
     if runner.minted_at is not None and not born:
-        await acting.token("github-writes")  # an attempt that was cut short may have registered it: go on as it began
+        # An attempt that was cut short may have registered it: go on as it began. The token comes before any question to GitHub:
+        # an act that asks and then finds the budget used up would come back and ask again, and again.
+        await acting.token("github-writes")
         born = True
+    left = await _left_behind(acting, runner)
+    if _used_up(runner, left):
+        await acting.fail(runner, "its registration has been in use, and its VM is gone")
+        return
     await acting.token("arm-writes")
     claimed = await _begin(acting, runner, born=born)
     if claimed is None:
@@ -54,7 +60,7 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     config: JitConfig | None = None
     try:
         if born:
-            claimed, config = await _register(acting, claimed)
+            claimed, config = await _register(acting, claimed, left)
         if claimed is not None:
             await _put(acting, claimed, config)
     except Misconfigured as error:
@@ -75,11 +81,11 @@ async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None
     return await acting.revise(runner, begun)
 
 
-async def _register(acting: Acting, runner: Runner) -> tuple[Runner | None, JitConfig | None]:
+async def _register(acting: Acting, runner: Runner, left: Registration | None) -> tuple[Runner | None, JitConfig | None]:
     """Mints the JIT config and writes its id before it goes anywhere. Where GitHub throttles, the VM boots unregistered."""
     first = runner.attempts <= 1
     try:
-        config = await mint(acting, runner)
+        config = await mint(acting, runner, left)
     except Misconfigured:
         if first:
             await acting.revise(runner, lambda row: replace(row, minted_at=None))
@@ -108,18 +114,24 @@ async def adopt(acting: Acting, runner: Runner) -> bool:
     return True
 
 
-async def _used_up(acting: Acting, runner: Runner) -> bool:
-    """After an attempt whose end nobody saw, and with no VM there: whether its registration shows that there was one, which
-    has been evicted since. What is told of that VM's job must not count for another one, so its name is not used again."""
-    if runner.github_id is None or runner.put_until is None:
-        return False  # no VM was ever asked for with a registration
-    found = await acting.call(lambda: acting.outside.github.find_runner(target_of(runner), runner.name))
-    if found is None and not runner.spot:
-        return False  # GitHub drops what idles
-    if found is not None and not found.online and not found.busy:
-        return False
-    await acting.fail(runner, "its registration has been in use, and its VM is gone")
-    return True
+async def _left_behind(acting: Acting, runner: Runner) -> Registration | None:
+    """After an attempt whose end nobody saw, and with no VM there: the registration with which a VM was asked for."""
+    if not _asked_for(runner):
+        return None
+    return await acting.call(lambda: acting.outside.github.find_runner(target_of(runner), runner.name))
+
+
+def _used_up(runner: Runner, left: Registration | None) -> bool:
+    """Whether its registration shows that there was a VM, which has been evicted since. What is told of that VM's job must not
+    count for another one, so its name is not used again."""
+    if left is None:
+        return _asked_for(runner) and runner.spot  # of a regular VM GitHub just drops what idles
+    return left.online or left.busy
+
+
+def _asked_for(runner: Runner) -> bool:
+    """Whether an earlier attempt may have asked for a VM with a registration."""
+    return runner.state is S.CREATING and runner.github_id is not None and runner.put_until is not None
 
 
 async def _provisioning_failed(acting: Acting, runner: Runner, vm: Vm) -> None:

@@ -191,11 +191,16 @@ class Ledger:
                         await self._table.transact(APP, [Remove(row, "*")])
 
     async def take(self, scope: str, want: int, now: datetime) -> int:
-        """Takes up to `want` tokens from a bucket that all processes share; how many were granted, 0 where contention won."""
+        """Takes up to `want` tokens from a bucket that all processes share; how many were granted, 0 where contention won.
+
+        The bucket refills by the storage service's clock: by their own, a process two minutes ahead would fill it for all the
+        others. `now` is for the bucket that is not there yet, and for a service that does not tell the time.
+        """
         row = f"budget:{scope}"
         for _ in range(TRIES):
             entity = await self._table.get(APP, row)
-            granted, bucket = budget.take(_bucket(entity), budget.LIMITS[scope], want, now)
+            moment = (entity and entity.read_at) or now
+            granted, bucket = budget.take(_bucket(entity), budget.LIMITS[scope], want, moment)
             if granted == 0:
                 return 0
             columns: dict[str, Value] = {"tokens": float(bucket.tokens), "at": bucket.at.isoformat()}

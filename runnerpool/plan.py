@@ -89,13 +89,14 @@ def _over_without_word(now: datetime, runner: Runner, seen: Seen) -> bool:
 def parks(now: datetime, pool: PoolConfig, world: World) -> list[Park]:
     """The jobs that GitHub should be asked about now, those not asked for longest first."""
     taken = {runner.job_id for runner in world.runners.values() if runner.state is S.BUSY and runner.busy_job is None}
-    due = [(job, reason) for job in world.jobs.values() if (reason := _why_ask(now, pool, job, world, taken))]
+    going_on = (job for job in world.jobs.values() if job.completed_at is None)  # most rows are of jobs that are over
+    due = [(job, reason) for job in going_on if (reason := _why_ask(now, pool, job, world, taken))]
     due.sort(key=lambda pair: (pair[0].checked_at or pair[0].created_at, pair[0].job_id))
     return [Park(job.job_id, reason) for job, reason in due[:ASKS]]
 
 
 def reruns(now: datetime, pool: PoolConfig, world: World) -> list[Rerun]:
-    due = ((job, why_rerun(now, pool, job, world.jobs)) for job in world.jobs.values())
+    due = ((job, why_rerun(now, pool, job, world.jobs)) for job in world.jobs.values() if job.evicted is not None)
     return [Rerun(job.job_id, reason) for job, reason in due if reason][:ASKS]
 
 

@@ -21,12 +21,14 @@ Value = str | int | float | bool | datetime
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One row. `columns` leaves out the two keys and the timestamp. `etag` is empty for a row not yet written."""
+    """One row. `columns` leaves out the two keys and the timestamp. `etag` is empty for a row not yet written. `read_at` is when
+    the service answered, by its own clock and in whole seconds, where `Table.get` was told it: the one clock that all share."""
 
     partition: str
     row: str
     columns: Mapping[str, Value]
     etag: str = ""
+    read_at: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from runnerpool.acting import Acting
 from runnerpool.capacity import TROUBLE_REST
 from runnerpool.errors import Conflict, Misconfigured, RetryLater
 from runnerpool.model import Runner, RunnerState, Target
-from runnerpool.ports import AgentPhase, AgentStatus, JitConfig, Removal
+from runnerpool.ports import AgentPhase, AgentStatus, JitConfig, Registration, Removal
 from runnerpool.retry import Clock
 
 S = RunnerState
@@ -18,25 +18,31 @@ HELD = (AgentPhase.STARTING, AgentPhase.LISTENING, AgentPhase.BUSY)
 """Phases in which an agent's binding is in use."""
 
 
-async def mint(acting: Acting, runner: Runner) -> JitConfig:
+async def mint(acting: Acting, runner: Runner, left: Registration | None = None) -> JitConfig:
     """Registers the runner under its name, for a token that the caller has taken. A registration that an earlier attempt left
-    behind goes first: its JIT config is lost, since whatever holds it was looked at before.
+    behind goes first: its JIT config is lost, since whatever holds it was looked at before. `left` is it, where it is known.
 
     Raises RetryLater where that registration is busy, and what `GitHub.mint_jit_config` raises.
     """
     target = target_of(runner)
     github = acting.outside.github
     labels = acting.pool.registration_labels
+    if left is not None:
+        _gone(left, await github.remove_runner(target, left.runner_id))  # for the caller's token
+        await acting.token("github-writes")
     try:
         return await github.mint_jit_config(target, runner.name, labels, acting.outside.group)
     except Conflict:
         found = await acting.call(lambda: github.find_runner(target, runner.name))
     if found is not None:
-        removal = await acting.write_github(lambda: github.remove_runner(target, found.runner_id))
-        if removal is Removal.BUSY:
-            raise RetryLater(f"GitHub runner {found.runner_id} of this name is busy", after=timedelta(seconds=30))
+        _gone(found, await acting.write_github(lambda: github.remove_runner(target, found.runner_id)))
     await acting.token("github-writes")
     return await github.mint_jit_config(target, runner.name, labels, acting.outside.group)
+
+
+def _gone(registration: Registration, removal: Removal) -> None:
+    if removal is Removal.BUSY:
+        raise RetryLater(f"GitHub runner {registration.runner_id} of this name is busy", after=timedelta(seconds=30))
 
 
 def target_of(runner: Runner) -> Target:

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Mapping, Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import aiohttp
@@ -88,10 +90,17 @@ class AzureTable:
         return entities
 
     async def get(self, partition: str, row: str) -> Entity | None:
+        dates: list[str] = []  # of the answer: https://learn.microsoft.com/rest/api/storageservices/query-entities
+
+        def keep_date(response: Any) -> None:
+            dates.append(response.http_response.headers.get("Date", ""))
+
+        call = self._client.get_entity(partition, row, raw_response_hook=keep_date)
         try:
-            return _entity(await self._send(self._client.get_entity(partition, row), write=False))
+            entity = _entity(await self._send(call, write=False))
         except Gone:
             return None
+        return replace(entity, read_at=_moment(dates[-1] if dates else ""))
 
     async def transact(self, partition: str, operations: Sequence[Operation]) -> list[str]:
         _check(partition, operations)
@@ -180,6 +189,14 @@ def _entity(row: TableEntity) -> Entity:
     partition, key = row.pop("PartitionKey"), row.pop("RowKey")
     columns = {name: value.value if isinstance(value, EntityProperty) else value for name, value in row.items()}
     return Entity(partition=partition, row=key, columns=columns, etag=row.metadata["etag"] or "")
+
+
+def _moment(date: str) -> datetime | None:
+    """What an HTTP date says, None where it says nothing."""
+    try:
+        return parsedate_to_datetime(date).astimezone(UTC)
+    except ValueError:
+        return None
 
 
 _CONFLICTS = frozenset({"EntityAlreadyExists", "TableAlreadyExists", "UpdateConditionNotSatisfied", "ConditionNotMet"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -50,13 +50,22 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
 
 
 class MemoryTable:
-    """One table. `operations` counts requests; ETags are `W/"1"`, `W/"2"`, … in the order of the writes."""
+    """One table. `operations` counts requests; ETags are `W/"1"`, `W/"2"`, … in the order of the writes. `clock` is the service's
+    own; without one it does not tell the time."""
 
-    def __init__(self, *, before: Hook = _nothing, after: Hook = _nothing, page_rows: int = 1_000) -> None:
+    def __init__(
+        self,
+        *,
+        before: Hook = _nothing,
+        after: Hook = _nothing,
+        page_rows: int = 1_000,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
         self.before = before
         self.after = after
         self.operations = 0
         self._page_rows = page_rows
+        self._clock = clock
         self._partitions: dict[str, dict[str, Entity]] = {}
         self._order: dict[str, list[str]] = {}  # the keys of each partition in order, where they were read since they changed
         self._writes = 0
@@ -82,6 +91,8 @@ class MemoryTable:
         await self._arrive(request)
         entity = self._partitions.get(partition, {}).get(row)
         await self.after(request)
+        if entity is not None and self._clock is not None:
+            return replace(entity, read_at=self._clock().replace(microsecond=0))
         return entity
 
     async def transact(self, partition: str, operations: Sequence[Operation]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from runnerpool.acting import CHUNK
 from runnerpool.acts import act
+from runnerpool.budget import LIMITS
 from runnerpool.capacity import POOL
 from runnerpool.errors import Busy, Gone, Misconfigured, NoCapacity, RetryLater
 from runnerpool.launch import PUT_HORIZON, PUT_TIME, QUICK_BOOT
@@ -249,6 +250,31 @@ async def test_an_attempt_cut_short_before_its_put_goes_on_with_a_fresh_registra
 
 
 @virtual
+async def test_a_registration_that_is_known_to_be_left_behind_costs_a_look_a_removal_and_a_mint() -> None:
+    scene = Scene()
+    await scene.hold(claimed(S.CREATING, **WANTED, minted_at=NOW, github_id=7, put_until=NOW + PUT_HORIZON, attempts=1))
+    scene.hub.registered[ORG][NAME] = Registration(7, NAME, online=False, busy=False)
+    await act(scene.acting(), [(await scene.runners())[NAME]], [])
+    row = await scene.only()
+    assert (row.state, row.github_id) == (S.BOOTING, 100)
+    assert [scene.hub.count(method) for method in ("find", "remove", "mint")] == [1, 1, 1]
+    (bucket,) = await scene.ledger.app_rows("budget:github-writes")
+    assert bucket.columns["tokens"] == LIMITS["github-writes"].capacity - 2
+
+
+@virtual
+async def test_while_the_budget_is_used_up_github_is_not_even_asked() -> None:
+    """Reads are not rationed: an act that asked first would ask again each time that it comes back for a token."""
+    scene = Scene()
+    scene.hub.registered[ORG][NAME] = Registration(7, NAME, online=False, busy=False)
+    await scene.hold(claimed(S.CREATING, **WANTED, minted_at=NOW, github_id=7, put_until=NOW + PUT_HORIZON, attempts=1))
+    await scene.ledger.take("github-writes", 1000, clock())
+    await act(scene.acting(time=timedelta(seconds=0.5)), [(await scene.runners())[NAME]], [])
+    assert "github-writes is used up" in (await scene.only()).reason
+    assert scene.hub.count("find") == 0
+
+
+@virtual
 async def test_a_row_that_another_worker_took_over_is_left_alone() -> None:
     scene = Scene()
     taken = replace(claimed(S.REQUESTED, **WANTED), claimed_by="other")
@@ -275,7 +301,7 @@ async def test_tokens_are_taken_as_they_are_needed_and_for_many_at_once() -> Non
     scene = Scene()
     one = scene.acting()
     await one.token("github-writes")
-    assert await scene.ledger.take("github-writes", 1000, clock()) == 59  # a lonely act takes one
+    assert await scene.ledger.take("github-writes", 1000, clock()) == LIMITS["github-writes"].capacity - 1  # a lonely act takes one
 
     async def takes_time(_request: Request) -> None:
         await later(seconds=0.01)

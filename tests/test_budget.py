@@ -49,6 +49,6 @@ def test_no_minute_sees_more_than_the_capacity_and_a_minutes_refill(wants: list[
 
 
 def test_githubs_secondary_limit_leaves_room_for_reads() -> None:
-    """900 points a minute, of which a write costs 5."""
+    """900 points a minute, of which a write costs 5, and a look at what stands in its way 1."""
     limit = LIMITS["github-writes"]
-    assert 5 * (limit.capacity + 60 * limit.per_second) <= 800
+    assert (5 + 1) * (limit.capacity + 60 * limit.per_second) <= 800

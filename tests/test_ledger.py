@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import pytest
 
@@ -290,13 +291,16 @@ async def test_rows_that_another_timer_removed_meanwhile_stop_nothing(storage: S
     assert await storage.keys(APP) == []
 
 
-async def test_a_budget_is_shared_and_refills_with_time(storage: Storage) -> None:
+async def test_a_budget_is_shared_and_refills_by_the_tables_clock_whatever_time_its_takers_believe_it_is() -> None:
+    moments = [NOW]
+    table = MemoryTable(clock=lambda: moments[-1])
+    some, other = (Ledger(table=table, history=table) for _ in range(2))
     limit = LIMITS["github-writes"]
-    some, all_of_it = storage.ledger, int(limit.capacity)
     assert await some.take("github-writes", 10, NOW) == 10
-    assert await storage.ledger.take("github-writes", 1000, NOW) == all_of_it - 10
-    assert await some.take("github-writes", 1, NOW) == 0
-    assert await some.take("github-writes", 1000, NOW + MINUTE) == min(all_of_it, int(60 * limit.per_second))
+    assert await other.take("github-writes", 1000, NOW + 2 * MINUTE) == limit.capacity - 10
+    assert await some.take("github-writes", 1, NOW + 2 * MINUTE) == 0
+    moments.append(NOW + timedelta(seconds=10))
+    assert await some.take("github-writes", 1000, NOW - 2 * MINUTE) == 10 * limit.per_second
 
 
 async def test_a_budget_on_which_all_pull_at_once_is_not_overdrawn() -> None:

@@ -243,7 +243,7 @@ MUTATIONS = [
     Mutation(jit_configs_are_logged, breaks=6, within=3),
     Mutation(a_name_that_looks_like_ours_is_ours, breaks=7, within=3),
     Mutation(late_news_revive_what_is_being_deleted, breaks=8, within=10),
-    Mutation(failed_deliveries_are_left, breaks=10, within=10),
+    Mutation(failed_deliveries_are_left, breaks=10, within=25),
     Mutation(orphaned_vms_are_left, breaks=11, within=10),
     Mutation(orphaned_registrations_are_left, breaks=12, within=10),
     Mutation(idle_vms_stay, breaks=13, within=10),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Protocol
 
@@ -29,7 +30,7 @@ class CountedTable(Table, Protocol):
 @pytest.fixture(params=["memory", "azurite"])
 async def table(request: pytest.FixtureRequest) -> AsyncIterator[CountedTable]:
     if request.param == "memory":
-        yield MemoryTable()
+        yield MemoryTable(clock=lambda: datetime.now(UTC))
         return
     storage = StorageConnection(connection_string=request.getfixturevalue("azurite").connection_string)
     table = AzureTable(storage=storage, name=f"t{uuid.uuid4().hex}")
@@ -110,6 +111,18 @@ async def test_get_gives_one_row_or_none(table: CountedTable) -> None:
     assert await table.get("p", "pool") == Entity("p", "pool", {"revision": 7}, etag)
     assert await table.get("p", "poo") is None
     assert await table.get("q", "pool") is None
+
+
+async def test_get_tells_when_the_service_answered_by_its_own_clock_and_what_was_read_is_the_same_all_the_same(
+    table: CountedTable,
+) -> None:
+    await table.transact("p", [Insert("pool", {"revision": 7})])
+    first, second = await table.get("p", "pool"), await table.get("p", "pool")
+    assert first is not None and second is not None and first.read_at is not None and second.read_at is not None
+    assert timedelta(0) <= datetime.now(UTC) - first.read_at < timedelta(minutes=1)
+    assert (first.read_at.microsecond, first.read_at.utcoffset()) == (0, timedelta(0))
+    assert first.read_at <= second.read_at
+    assert first == replace(second, read_at=None)
 
 
 async def test_get_and_read_tell_the_etag_that_the_write_returned(table: CountedTable) -> None:

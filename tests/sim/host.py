@@ -49,6 +49,8 @@ QUIET = 60.0
 """Seconds without a fact and without a runner's step after which ticks become rare."""
 RAREST = 1200.0
 """Seconds between two ticks of a world in which nothing has happened for long."""
+RAREST_WAITED = 150.0
+"""The same while somebody waits."""
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -172,14 +174,15 @@ class Host:
             world.later(late + faults.span(0, 5), self._fire, True)
 
     def _dull(self) -> bool:
-        """Whether nobody waits and nothing has happened for so long that most ticks may be left out: what a world costs is mostly
-        its quiet hours. The longer the quiet lasts, the fewer are left. One seed in twenty gets every tick."""
+        """Whether nothing has happened for so long that most ticks may be left out: what a world costs is mostly its quiet hours.
+        The longer the quiet lasts, the fewer are left. One seed in twenty gets every tick."""
         world = self.world
-        if world.seed % 20 == 0 or world.checks.watching is not None or any(world.github.queued.values()):
+        if world.seed % 20 == 0 or world.checks.watching is not None:
             return False
+        rarest = RAREST_WAITED if any(world.github.queued.values()) else RAREST
         now = world.loop.time()
         quiet = now - world.checks.changed_at
-        return quiet > QUIET and now - self._fired_at < min(quiet, RAREST)
+        return quiet > QUIET and now - self._fired_at < min(quiet, rarest)
 
     def _fire(self, overlap: bool) -> None:
         """A timer that still runs is not started again, unless two instances hold it for a while."""

@@ -75,7 +75,7 @@ def draw(seed: str, *, day: float) -> Scenario:
         refused_repository=rng.choice(repositories),
         reap_idle_after=rng.uniform(3, 12) * MINUTE,
         tick_every=30.0,
-        page_rows=rng.choice((1000, 1000, 1000, 40, 8)),
+        page_rows=rng.choice((1000,) * 8 + (40, 8)),
     )
 
 
@@ -115,11 +115,11 @@ def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day
 
     What a world costs is mostly its busy minutes, so a day has few of them, and they are busy indeed.
     """
-    count = rng.choice((100, 100, 100, 120, 200))
-    typical = rng.choice((30.0, 120.0, 120.0, 300.0, 900.0))
+    count = rng.choice((100,) * 18 + (120, 200))
+    typical = rng.choice((30.0, 60.0, 120.0, 120.0, 300.0, 900.0))
     plans: list[JobPlan] = []
     last = day - 30 * MINUTE
-    matrices = int(rng.random() < 0.02)
+    matrices = int(rng.random() < 0.01)
     bursts = [(rng.uniform(0, last), rng.randint(2, 40)) for _ in range(rng.randint(0, 2))]
     moments = [at + rng.uniform(0, 20) for at, size in bursts for _ in range(size)]
     moments += [rng.uniform(0, last) for _ in range(rng.randint(0, 4))]
@@ -141,9 +141,9 @@ def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day
 
 
 def _bearable(plans: list[JobPlan], pools: list[dict[str, Any]], day: float) -> list[JobPlan]:
-    """The same jobs, shorter where even the smallest pool could not serve all of them in half a day."""
+    """The same jobs, shorter where the smallest pool could not serve all of them in an eighth of the day."""
     fewest = min(pool["maximum_pool_size"] for pool in pools)
-    room = fewest * day / 2 - len(plans) * 200.0
+    room = fewest * day / 8 - len(plans) * 60.0
     total = sum(plan.seconds for plan in plans)
     factor = min(1.0, max(room, 0.0) / total)
     return [replace(plan, seconds=max(plan.seconds * factor, 5.0)) for plan in plans]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from runnerpool import rows
 from runnerpool.errors import Conflict
-from runnerpool.model import Fact, Head, Job, Runner
-from runnerpool.ports import Entity, Operation, Value
+from runnerpool.model import Head, Snapshot
+from runnerpool.ports import Entity, Operation
 from tests.memory_table import MemoryTable, Request, at_once
 from tests.sim.process import Process
 
@@ -27,54 +27,47 @@ async def between_pages(request: Request) -> None:
 
 def remember_rows() -> None:
     """Decodes each version of a row once a world: decoding is pure, an ETag names one version, and a day reads each a
-    thousand times."""
-    jobs: dict[str, Job] = {}
-    runners: dict[str, Runner] = {}
-    facts: dict[object, Fact] = {}
+    thousand times. Whatever is not whole is decoded each time."""
+    known: dict[str, tuple[str, str, Any]] = {}
 
-    def fact(columns: Mapping[str, Value]) -> Fact:
-        body = columns.get("body")
-        if body not in facts:
-            facts[body] = _FACT(columns)
-        return facts[body]
+    def snapshot(entities: Iterable[Entity], pool: str) -> tuple[Snapshot, list[rows.Unreadable]]:
+        head = Head(pool=pool)
+        found: dict[str, dict[str, Any]] = {"jobs": {}, "runners": {}, "facts": {}, "none": {}}
+        unreadable: list[rows.Unreadable] = []
+        for entity in entities:
+            version = known.get(entity.etag)
+            if version is None:
+                version, problems = _decoded(entity, pool)
+                if problems:
+                    unreadable += problems
+                else:
+                    known[entity.etag] = version
+            kind, key, row = version
+            if kind == "head":
+                head = row
+            else:
+                found[kind][key] = row
+        return Snapshot(head=head, jobs=found["jobs"], runners=found["runners"], facts=found["facts"]), unreadable
 
-    def job(columns: Mapping[str, Value], etag: str) -> Job:
-        if etag not in jobs:
-            jobs[etag] = _JOB(columns, etag)
-        return jobs[etag]
-
-    def runner(columns: Mapping[str, Value], etag: str) -> Runner:
-        if etag not in runners:
-            runners[etag] = _RUNNER(columns, etag)
-        return runners[etag]
-
-    rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns = job, runner, fact
-    rows._HEAD = _RememberedHead()  # type: ignore[assignment]
+    rows.snapshot = snapshot
 
 
-class _RememberedHead:
-    """`rows._HEAD`, which decodes each version once."""
-
-    encode = staticmethod(rows._HEAD.encode)
-    decode = staticmethod(rows._HEAD.decode)
-    _whole = staticmethod(rows._HEAD.decode_what_can)
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[Head | None, list[str]]] = {}
-
-    def decode_what_can(self, columns: Mapping[str, Value], *, pool: str, etag: str) -> tuple[Head | None, list[str]]:
-        if (pool, etag) not in self._known:
-            self._known[pool, etag] = self._whole(columns, pool=pool, etag=etag)
-        return self._known[pool, etag]
+def _decoded(entity: Entity, pool: str) -> tuple[tuple[str, str, Any], list[rows.Unreadable]]:
+    """One row as the production code reads it: its kind, its key, and what it holds."""
+    alone, problems = _SNAPSHOT([entity], pool)
+    if entity.row == rows.HEAD_KEY:
+        return ("head", "", alone.head), problems
+    for kind, mapping in (("jobs", alone.jobs), ("runners", alone.runners), ("facts", alone.facts)):
+        for key, row in mapping.items():
+            return (kind, key, row), problems
+    return ("none", "", None), problems
 
 
 def forget_rows() -> None:
-    rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns = _JOB, _RUNNER, _FACT
-    rows._HEAD = _HEAD
+    rows.snapshot = _SNAPSHOT
 
 
-_HEAD = rows._HEAD
-_JOB, _RUNNER, _FACT = rows.job_from_columns, rows.runner_from_columns, rows.fact_from_columns
+_SNAPSHOT = rows.snapshot
 
 
 class TablePort:

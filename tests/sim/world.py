@@ -77,7 +77,9 @@ class World:
         self.loop = VirtualLoop()
         self.trace: deque[str] = deque(maxlen=trace)
         self.table = MemoryTable(
-            before=between_pages if self.scenario.page_rows < 1000 else _no_wait, page_rows=self.scenario.page_rows
+            before=between_pages if self.scenario.page_rows < 1000 else _no_wait,
+            page_rows=self.scenario.page_rows,
+            clock=self.now,
         )
         self.history = MemoryTable()
         self.github = GitHubState(self)
