@@ -30,7 +30,7 @@ sandbox: .venv/ready sandbox/node_modules/.package-lock.json
 	@exec $(BIN)/python -m sandbox
 
 test: .venv/ready $(NODE_MODULES)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(T)
 
 soak: .venv/ready
 	$(BIN)/python -m tests.sim.soak --seeds $(SEEDS) --from $(FROM)

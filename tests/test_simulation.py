@@ -12,8 +12,9 @@ ONCE_FAILED = {
     23: "a PUT that arrived after the deletion of its VM was accepted left a VM that nobody deleted again",
     26: "a wake-up whose fifth attempt was killed ended in the poison queue without a row",
     4189: "thirty VMs whose registrations were left behind were bound again: three writes to GitHub each, and one token",
+    20159: "a clock 76 s ahead filled the shared budget at once, and acts asked GitHub again each time they came back for a token",
 }
-"""Seeds that a defect was found with, 4 to 26 in the worlds as they were drawn then."""
+"""Seeds that a defect was found with, 4 to 4189 in the worlds as they were drawn then."""
 
 
 @pytest.mark.timeout(600)
