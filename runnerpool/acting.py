@@ -79,9 +79,15 @@ class Acting:
 
     async def write_github(self, call: Callable[[], Awaitable[T]]) -> T:
         """A write to GitHub that may be repeated. Each attempt takes a token: one that failed has cost its points, too."""
+        return await self._paid("github-writes", call)
 
+    async def ask_github(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A read that no write is waiting for, out of a budget of its own: however many passes a minute have how many questions."""
+        return await self._paid("github-reads", call)
+
+    async def _paid(self, scope: str, call: Callable[[], Awaitable[T]]) -> T:
         async def paid() -> T:
-            await self.token("github-writes")
+            await self.token(scope)
             return await call()
 
         return await self.call(paid)

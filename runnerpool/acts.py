@@ -70,7 +70,7 @@ async def _act(acting: Acting, runner: Runner, *, born: bool) -> None:
 async def _ask(acting: Acting, job: Job) -> None:
     """Asks GitHub how a job stands, and believes the answer. An answer that does not come changes nothing."""
     try:
-        report = await acting.call(lambda: acting.outside.github.get_job(job.repository, job.job_id))
+        report = await acting.ask_github(lambda: acting.outside.github.get_job(job.repository, job.job_id))
     except PoolError as error:
         log.warning("job %s of %s: GitHub, asked how it stands, gave no answer: %s", job.job_id, job.repository, error)
         return

@@ -17,8 +17,9 @@ class Limit:
 
 LIMITS: Mapping[str, Limit] = {
     # GitHub's secondary limit: 900 points a minute, 5 a write and 1 a read. 40 + 1.5 * 60 = 130 writes, each with at most one look
-    # at what stands in its way, are 780 points; the rest is for whole lists and for questions about jobs.
+    # at what stands in its way, are 780 points; 80 are for questions about jobs, the rest for whole lists.
     "github-writes": Limit(capacity=40, per_second=1.5),
+    "github-reads": Limit(capacity=20, per_second=1),
     # ARM's documented bucket for writes is 200, refilled by 10 a second, per identity and region; others share the subscription.
     "arm-writes": Limit(capacity=160, per_second=8),
     "arm-deletes": Limit(capacity=160, per_second=8),

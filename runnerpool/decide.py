@@ -109,6 +109,8 @@ def _settle(now: datetime, setting: Setting, snapshot: Snapshot, head: Head, wor
             more = plan(now, drained(setting.pool), known, without_demand(world), seen=seen)
         else:
             more = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
+        if actions:  # the few questions of a pass have been chosen; nothing that is planned depends on them
+            more = [action for action in more if not isinstance(action, Park | Rerun)]
         for action in more:
             _apply(now, setting, world, action)
         actions += more

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, decide, is_over
 from runnerpool.lifecycle import Seen
 from runnerpool.model import SKEW, TRANSITIONS, Basis, Fact, Head, Job, Runner, RunnerState, Snapshot
+from runnerpool.plan import ASKS
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble, Registration, Vm, VmState
 from tests.made_rows import MINUTE, NOW, ORG, fact, job, pool, runner, setting, status
 
@@ -273,3 +274,8 @@ def test_what_this_very_worker_claimed_and_did_not_act_on_is_its_own_still() -> 
     left = replace(snapshot(job()), jobs=once.jobs, runners=once.runners)
     assert decide(NOW, setting(), left).mine == once.mine
     assert not decide(NOW, setting(worker="other"), left).mine
+
+
+def test_one_decision_asks_about_a_few_jobs_however_often_it_plans() -> None:
+    late = [job(str(n), age=timedelta(hours=1), checked_at=NOW - timedelta(minutes=20)) for n in range(3 * ASKS)]
+    assert len(decide(NOW, setting(pool(maximum_pool_size=1)), snapshot(*late)).asks) == ASKS

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from runnerpool.acts import act
+from runnerpool.budget import LIMITS
 from runnerpool.errors import Conflict, Misconfigured, PoolError, RetryLater
 from runnerpool.launch import PUT_HORIZON
 from runnerpool.model import RunnerState
@@ -175,7 +177,18 @@ async def test_a_404_about_a_job_is_noted_and_taken_back_when_github_knows_it_ag
 async def test_an_answer_that_does_not_come_changes_nothing() -> None:
     scene = Scene()
     await scene.hold(job())
-    before = scene.rows()
+    before = await scene.jobs()
     scene.hub.fails("get_job", Misconfigured("403", area="auth"))
-    await act(scene.acting(), [], list((await scene.jobs()).values()))
-    assert scene.rows() == before
+    await act(scene.acting(), [], list(before.values()))
+    assert await scene.jobs() == before
+
+
+@virtual
+async def test_questions_about_jobs_come_out_of_a_budget_that_all_passes_share() -> None:
+    """A wake-up's pass asks as well as the timer's, and a busy minute has a hundred of them."""
+    scene = Scene()
+    await scene.hold(*(job(str(n)) for n in range(30)))
+    held = list((await scene.jobs()).values())
+    for _ in range(3):
+        await act(scene.acting(time=timedelta(seconds=1)), [], held)
+    assert scene.hub.count("get_job") <= LIMITS["github-reads"].capacity + 3 * LIMITS["github-reads"].per_second
