@@ -39,8 +39,8 @@ REDELIVERABLE = timedelta(days=3)
 """GitHub redelivers for three days."""
 REDELIVERIES = 5
 """Attempts at one delivery before it is left to a person."""
-REDELIVERED = 50
-"""Deliveries asked for again in one pass."""
+REDELIVERED = 25
+"""Deliveries asked for again in one pass: the shared budget of writes holds 40, and the VMs want some of it."""
 WATCHED = 300
 """Deliveries whose attempts are counted at one time: the count lies in the heartbeat, a column of 32 Ki characters."""
 

@@ -100,7 +100,7 @@ class AzureTable:
             entity = _entity(await self._send(call, write=False))
         except Gone:
             return None
-        return replace(entity, read_at=_moment(dates[-1] if dates else ""))
+        return replace(entity, read_at=answered_at(dates[-1] if dates else ""))
 
     async def transact(self, partition: str, operations: Sequence[Operation]) -> list[str]:
         _check(partition, operations)
@@ -191,8 +191,8 @@ def _entity(row: TableEntity) -> Entity:
     return Entity(partition=partition, row=key, columns=columns, etag=row.metadata["etag"] or "")
 
 
-def _moment(date: str) -> datetime | None:
-    """What an HTTP date says, None where it says nothing."""
+def answered_at(date: str) -> datetime | None:
+    """When the service answered, as the `Date` of its answer says; None where it says nothing. The sandbox hastens it, too."""
     try:
         return parsedate_to_datetime(date).astimezone(UTC)
     except ValueError:

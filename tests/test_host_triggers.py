@@ -152,16 +152,15 @@ async def test_a_renewal_on_its_way_keeps_nothing_from_its_end(queues: Queues, m
         await eventually(lambda: _value(renewed.carried_out == 1))
         if end == "its function returns":
             done.set()
+            renewed.answer.set()
+            await eventually(lambda: _equals(queues.count, 0))
         else:
             listening.cancel()
             ended, _ = await asyncio.wait([listening], timeout=0.5)
             assert not ended
-        renewed.answer.set()
-        if end == "its function returns":
-            await eventually(lambda: _equals(queues.count, 0))
-    if end == "the listener is stopped":
-        message = await queues.queue.receive_message()  # given back at once, not when the renewal has run out
-        assert message is not None
+            renewed.answer.set()
+            await asyncio.wait([listening])
+            assert await queues.queue.receive_message() is not None  # given back at once, not when the renewal has run out
     assert queues.delivered == [(b"long", 1)]
 
 
