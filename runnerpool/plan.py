@@ -15,7 +15,7 @@ from runnerpool.deletion import basis
 from runnerpool.demand import LEAVING, Demand, demand, may_make
 from runnerpool.eviction import why_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, STUCK, Seen, World
-from runnerpool.model import Basis, Head, Job, JobState, Runner, RunnerState, Target
+from runnerpool.model import SKEW, Basis, Head, Job, JobState, Runner, RunnerState, Target
 from runnerpool.ports import AgentStatus, AgentTrouble
 
 S = RunnerState
@@ -200,7 +200,7 @@ def _triggers(now: datetime, pool: PoolConfig, uncovered: Sequence[Job]) -> bool
 def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str] = ()) -> list[Action]:
     """VMs that nobody needs: intents not yet acted on, and idle VMs beyond the maximum, in the way of another target at the
     maximum, or idle beyond `idle_timeout`. Not those in `taken`: they are being bound."""
-    beyond = need.serving - sum(map(len, need.waiting.values())) - warm_minimum(pool, now)
+    beyond = need.serving - sum(map(len, need.waiting.values())) - _kept_warm(now, pool)
     over = need.counting - need.leaving - pool.maximum_pool_size
     full = need.counting >= pool.maximum_pool_size
     blocked = need.uncovered[need.leaving :] if full else []  # what is leaving makes room for the others
@@ -224,6 +224,13 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
             continue
         beyond -= 1
     return actions
+
+
+def _kept_warm(now: datetime, pool: PoolConfig) -> int:
+    """The warm minimum by any process's clock: what one has just made for a window that begins, another whose clock is behind
+    would call back, and so on to and fro. Nor is a VM deleted minutes before the window that wants it."""
+    shifts = (-SKEW, timedelta(0), SKEW) if pool.warm_schedule else (timedelta(0),)
+    return max(warm_minimum(pool, now + shift) for shift in shifts)
 
 
 def renewals(now: datetime, pool: PoolConfig, head: Head, need: Demand, taken: Collection[str] = ()) -> list[Action]:
