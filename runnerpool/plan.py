@@ -198,7 +198,7 @@ def _triggers(now: datetime, pool: PoolConfig, uncovered: Sequence[Job]) -> bool
 
 
 def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str] = ()) -> list[Action]:
-    """VMs that nobody needs: intents not yet acted on, and idle VMs beyond the maximum, in the way of another target at the
+    """VMs that nobody needs: intents that nobody is at, and idle VMs beyond the maximum, in the way of another target at the
     maximum, or idle beyond `idle_timeout`. Not those in `taken`: they are being bound."""
     beyond = need.serving - sum(map(len, need.waiting.values())) - _kept_warm(now, pool)
     over = need.counting - need.leaving - pool.maximum_pool_size
@@ -207,7 +207,7 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
     actions: list[Action] = []
     for runner in _spare(need, taken):
         idle = now - _idle_since(runner)
-        if runner.state is S.REQUESTED and (beyond > 0 or over > 0):
+        if runner.state is S.REQUESTED and (over > 0 or (beyond > 0 and not _in_hand(now, runner))):
             actions.append(Forget(runner.name, "no job waits for it any more"))
             over -= 1
         elif runner.state is S.REQUESTED:
@@ -224,6 +224,12 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
             continue
         beyond -= 1
     return actions
+
+
+def _in_hand(now: datetime, runner: Runner) -> bool:
+    """Whether somebody is at this intent just now. By their clock it was needed a moment ago: called back because a clock that is
+    minutes behind disagrees, it would be asked for again at once, and so on to and fro."""
+    return runner.claimed_until is not None and now < runner.claimed_until + SKEW
 
 
 def _kept_warm(now: datetime, pool: PoolConfig) -> int:

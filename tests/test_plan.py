@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -360,6 +360,24 @@ def test_every_action_says_why() -> None:
 def test_counting_is_by_what_exists_and_serving_by_what_can_be_relied_on() -> None:
     need = demand(NOW, world(*jobs(2), *runners(S.READY, 1), *runners(S.BUSY, 2), *runners(S.RETIRING, 1)))
     assert (need.counting, need.leaving, need.serving, need.spare) == (4, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("claimed_until", "maximum", "forgotten"),
+    [
+        (None, 5, True),
+        (NOW + MINUTE, 5, False),
+        (NOW - 3 * MINUTE, 5, False),  # by the clock of whoever is at it the claim may not be over
+        (NOW - 5 * MINUTE, 5, True),
+        (NOW + MINUTE, 0, True),  # nothing goes beyond the maximum
+    ],
+)
+def test_an_intent_that_nobody_needs_is_forgotten_unless_somebody_is_at_it(
+    claimed_until: datetime | None, maximum: int, forgotten: bool
+) -> None:
+    intent = runner(S.REQUESTED, claimed_by="another", claimed_until=claimed_until)
+    limits = pool().model_copy(update={"maximum_pool_size": maximum})
+    assert bool(of(Forget, plan(NOW, limits, Head("linux"), world(intent)))) is forgotten
 
 
 @pytest.mark.parametrize(
