@@ -90,7 +90,8 @@ class AzureTable:
         return entities
 
     async def get(self, partition: str, row: str) -> Entity | None:
-        dates: list[str] = []  # of the answer: https://learn.microsoft.com/rest/api/storageservices/query-entities
+        # The `Date` that the service generates: learn.microsoft.com/javascript/api/@azure/data-tables/tableinsertentityheaders
+        dates: list[str] = []
 
         def keep_date(response: Any) -> None:
             dates.append(response.http_response.headers.get("Date", ""))

@@ -380,22 +380,6 @@ def test_an_intent_that_nobody_needs_is_forgotten_unless_somebody_is_at_it(
     assert bool(of(Forget, plan(NOW, limits, Head("linux"), world(intent)))) is forgotten
 
 
-@pytest.mark.parametrize(
-    ("cron", "kept"),
-    [
-        ("3-59 0 * * *", True),  # begins in three minutes
-        ("6-59 0 * * *", False),
-        ("30-59 23 * * *", True),  # has just ended
-        ("0-55 23 * * *", False),
-    ],
-)
-def test_what_a_window_wants_by_any_processs_clock_is_neither_called_back_nor_deleted(cron: str, kept: bool) -> None:
-    asked_for, idle = runner(S.REQUESTED, "new"), runner(S.READY, "old")
-    window = [{"cron": cron, "minimum_warm_vms": 2}]
-    actions = planned([asked_for, idle], warm_schedule=window, idle_timeout="10s")
-    assert {type(action) for action in actions} == (set() if kept else {Forget, Delete})
-
-
 def test_a_warm_schedule_is_followed() -> None:
     at_noon: PoolConfig = pool(warm_schedule=[{"cron": "* 0 * * *", "minimum_warm_vms": 3}])
     assert len(of(Create, plan(NOW, at_noon, Head("linux"), world()))) == 3

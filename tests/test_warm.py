@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from runnerpool.actions import Bind
+from runnerpool.actions import Bind, Delete, Forget
 from runnerpool.config import Config, warm_minimum
 from runnerpool.model import Fact, Runner, RunnerState
 from runnerpool.ports import AgentPhase
@@ -170,3 +170,19 @@ OFFICE = "* 8-18 * * mon-fri"
 def test_a_window_follows_its_wall_clock_when_the_clocks_change(cron: str, moment: str, holds: bool) -> None:
     window = {"cron": cron, "timezone": "America/Los_Angeles", "minimum_warm_vms": 3}
     assert warm_minimum(pool(warm_schedule=[window], minimum_warm_vms=1), datetime.fromisoformat(moment)) == (3 if holds else 1)
+
+
+@pytest.mark.parametrize(
+    ("cron", "kept"),
+    [
+        ("3-59 0 * * *", True),  # begins in three minutes
+        ("6-59 0 * * *", False),
+        ("30-59 23 * * *", True),  # has just ended
+        ("0-55 23 * * *", False),
+    ],
+)
+def test_what_a_window_wants_by_any_processs_clock_is_neither_called_back_nor_deleted(cron: str, kept: bool) -> None:
+    asked_for, idle = runner(S.REQUESTED, "new"), runner(S.READY, "old")
+    window = [{"cron": cron, "minimum_warm_vms": 2}]
+    actions = planned([asked_for, idle], warm_schedule=window, idle_timeout="10s")
+    assert {type(action) for action in actions} == (set() if kept else {Forget, Delete})
