@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun, Retire
 from runnerpool.capacity import Rung, is_capacity, live_rests, rest_after
 from runnerpool.config import PoolConfig
-from runnerpool.eviction import lost, second_attempts, waits_for_rerun
+from runnerpool.eviction import lost, remembered, second_attempts, waits_for_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold
 from runnerpool.model import SKEW, Fact, Failure, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
 from runnerpool.plan import plan
@@ -76,10 +76,12 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
         after = advance(now, before, seen, snapshot.head.usual)
         head = _learn(now, head, before, after, seen)
         world.runners[name] = after
-    world.jobs.update(lost(world.jobs, world.runners))
+    world.jobs.update(lost(world.jobs, world.runners, head.taken))
     world.jobs.update(second_attempts(world.jobs))
     world = replace(world, usual=head.usual)  # as the next pass will know it: what this one asks for it must not call back
+    known = dict(world.runners)
     actions = _settle(now, setting, snapshot, head, world, seen)
+    head = remembered(now, head, [runner for name, runner in known.items() if name not in world.runners])
     mine = [name for name, runner in world.runners.items() if _acts_now(now, runner, setting.worker)]
     for name in mine:
         world.runners[name] = replace(world.runners[name], claimed_by=setting.worker, claimed_until=now + CLAIM)

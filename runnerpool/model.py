@@ -354,6 +354,7 @@ class Head:
     boot_seconds: float | None = None  # how long this pool's VMs usually take from PUT to a listening agent; None: unknown
     usual: Mapping[str, float] = field(default_factory=dict)  # the same in seconds for each `watchdog.Phase`
     failures: tuple[Failure, ...] = ()  # the newest ones, the newest last: their rows are gone within minutes
+    taken: Mapping[str, datetime] = field(default_factory=dict)  # spot VMs that Azure took away, by name: when their rows went
     etag: str = field(default="", compare=False)
 
 

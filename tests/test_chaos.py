@@ -106,7 +106,7 @@ def jobs_not_over(records: Records, pool_of: Mapping[int, str], cancelled: Colle
         job = records.jobs[job_id]
         if job_id in gone:
             job = records.second_attempt(job_id) or job
-            if job["id"] == job_id and told_of_runner(records, job_id, before=given_up(job)):
+            if job["id"] == job_id and told_of_runner(records, job_id):
                 yield f"job {job_id} of {pool} was lost with {job['runner_name']} and is not run again"
         elif job_id in cancelled:
             if job["conclusion"] != "cancelled":
@@ -116,13 +116,6 @@ def jobs_not_over(records: Records, pool_of: Mapping[int, str], cancelled: Colle
             continue
         if job["conclusion"] != "success" or records.pool_of_vm.get(job["runner_name"]) != pool:
             yield f"job {job['id']} of {pool} ended as {job['conclusion']} on {job['runner_name']}"
-
-
-def given_up(job: Mapping[str, Any]) -> datetime | None:
-    """Until when somebody must have heard which VM the job ran on: the VM's row, by which an eviction is known, goes soon after
-    GitHub has given the job up. What is delivered again later comes too late."""
-    over = job["completed_at"]
-    return datetime.fromisoformat(over) + timedelta(minutes=1) if over else None
 
 
 def lost_to_evictions(records: Records) -> set[int]:

@@ -12,7 +12,7 @@ from runnerpool.actions import Bind, Create
 from runnerpool.acts import act
 from runnerpool.decide import decide
 from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
-from runnerpool.eviction import AGAIN, PATIENCE, lost, lost_elsewhere, second_attempts, why_rerun
+from runnerpool.eviction import AGAIN, PATIENCE, TAKEN, TAKEN_KEPT, lost, lost_elsewhere, remembered, second_attempts, why_rerun
 from runnerpool.lifecycle import NOTICE, Seen, advance, serves
 from runnerpool.model import Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Vm, VmState
@@ -73,11 +73,53 @@ def spot(state: RunnerState = S.BUSY, **changes: Any) -> Runner:
 def test_a_job_is_lost_when_its_spot_vm_is_gone_or_was_given_notice_and_it_did_not_succeed(
     its_job: Job, its_runner: Runner, known: bool
 ) -> None:
-    found = lost({"1": its_job}, {its_runner.name: its_runner})
+    found = lost({"1": its_job}, {its_runner.name: its_runner}, {})
     assert bool(found) is known
     if known:
         assert NAME in (found["1"].evicted or "")
-        assert not lost(found, {its_runner.name: its_runner})  # it is said once
+        assert not lost(found, {its_runner.name: its_runner}, {})  # it is said once
+
+
+@pytest.mark.parametrize(
+    ("its_job", "known"),
+    [
+        (job(**RAN), True),
+        (job(**FAILED), True),
+        (job(**{**FAILED, "conclusion": "success"}), False),  # it was quicker
+        (job(**{**FAILED, "runner_name": "hw-linux-cccccccccc"}), False),
+        (job(), False),
+    ],
+)
+def test_a_job_of_which_the_word_came_after_its_spot_vms_row_had_gone_is_known_as_lost_by_the_vms_name(
+    its_job: Job, known: bool
+) -> None:
+    taken = {NAME: NOW}
+    assert bool(lost({"1": its_job}, {}, taken)) is known
+    heads = {"linux": Snapshot(Head("linux"), {"1": its_job}, {}, {}), "big": Snapshot(Head("big", taken=taken), {}, {}, {})}
+    assert bool(lost_elsewhere(NOW, heads, {})) is known
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        (spot(S.FAILED, absent_since=NOW, minted_at=NOW), True),
+        (runner(S.FAILED, spot=True, absent_since=NOW, minted_at=NOW), True),  # no poll has seen it busy: it may have been
+        (spot(S.FAILED, absent_since=NOW, minted_at=None), False),  # no job was ever given to it
+        (spot(S.DELETING, absent_since=NOW, minted_at=NOW), False),  # gone by our doing
+        (replace(spot(S.FAILED, absent_since=NOW, minted_at=NOW), spot=False), False),
+    ],
+)
+def test_of_a_spot_vm_that_was_taken_away_the_name_is_kept_when_its_row_goes(row: Runner, kept: bool) -> None:
+    assert remembered(NOW, Head("linux"), [row]).taken == ({row.name: NOW} if kept else {})
+
+
+def test_the_names_of_vms_taken_away_are_kept_for_a_while_and_are_never_many() -> None:
+    row = spot(S.FAILED, absent_since=NOW, minted_at=NOW)
+    old = Head("linux", taken={"old": NOW - TAKEN_KEPT, "new": NOW - TAKEN_KEPT + MINUTE})
+    assert list(remembered(NOW, old, [row]).taken) == ["new", NAME]
+    assert remembered(NOW, old, []) is old
+    many = remembered(NOW, old, [replace(row, name=f"hw-linux-{number}") for number in range(TAKEN)]).taken
+    assert (len(many), "new" in many) == (TAKEN, False)
 
 
 def test_a_notice_is_kept_as_it_was_first_read_and_its_vm_serves_nobody_until_it_was_spared() -> None:
@@ -162,6 +204,25 @@ async def test_a_job_lost_with_another_pools_spot_vm_is_run_again_by_its_own_poo
         await scene.reconcile()
     assert scene.hub.count("rerun") == 1
     assert [row for row in scene.rows(without="heartbeat") if row[1] == "job:1"] == [row for row in before if row[1] == "job:1"]
+
+
+@virtual
+async def test_a_job_of_which_every_delivery_came_after_its_vms_row_had_gone_is_run_again_all_the_same() -> None:
+    scene = Scene(config(pool(**SPOT)))
+    await scene.at_rest(runner(S.REGISTERED, spot=True, minted_at=NOW - MINUTE))
+    await scene.azure.delete_vm(NAME)
+    del scene.hub.registered[ORG][NAME]
+    for _ in range(3):
+        await scene.reconcile()
+        await later(seconds=30)
+    assert NAME not in await scene.runners()
+
+    told = {"run_id": "77", "job_name": "build", "runner_name": NAME}
+    scene.hub.jobs["1"] = JobReport("1", "completed", "failure", NAME, 7, NOW, clock())
+    await scene.hold(fact("completed", "1", conclusion="failure", completed_at=clock(), **told))
+    await scene.wake()
+    assert (await scene.jobs())["1"].evicted == f"its spot VM {NAME} was taken away"
+    assert scene.hub.count("rerun") == 1
 
 
 # ---------------------------------------------------------------------------------------------- noticed at the last moment
