@@ -76,9 +76,10 @@ def run_job(job: dict[str, Any]) -> str:
     """Runs the job and returns its conclusion. As with the real runner, a failing hook or worker fails the job."""
     diagnostics = Path("_diag")
     diagnostics.mkdir(exist_ok=True)
-    (diagnostics / time.strftime("Worker_%Y%m%d-%H%M%S-utc.log", time.gmtime())).write_text(f"job {job['job_id']}\n")
     # `sleep` under another name, so that the process list shows what it would show with the real runner.
     with subprocess.Popen(["Runner.Worker", str(float(job["seconds"]))], executable="/bin/sleep") as worker:
+        # Its log comes after it, as with the real one, which writes it itself.
+        (diagnostics / time.strftime("Worker_%Y%m%d-%H%M%S-utc.log", time.gmtime())).write_text(f"job {job['job_id']}\n")
         sound = run_hook("ACTIONS_RUNNER_HOOK_JOB_STARTED")
         sound &= worker.wait() == 0
     sound &= run_hook("ACTIONS_RUNNER_HOOK_JOB_COMPLETED")

@@ -111,8 +111,13 @@ async def test_stopping_a_vm_ends_all_that_ran_on_it_in_mid_job(machines: Machin
     address = an_address()
     await machines.boot("hw-linux-c", address, user_data("hw-linux-c", github.register(3)))
     github.offer("602", seconds=60)
-    status = await phase(agents, "hw-linux-c", address, AgentPhase.BUSY)
-    assert status.worker
+    await phase(agents, "hw-linux-c", address, AgentPhase.BUSY)
+
+    async def seen_at_work() -> bool:
+        status = await agents.status("hw-linux-c", address)
+        return isinstance(status, AgentStatus) and status.worker
+
+    await eventually(seen_at_work)  # the agent looks for the worker first and for its log then: in between it may have begun
     folder = machines.root / "hw-linux-c"
     await eventually(partial(run_under, folder, 3))  # agent, runner, worker; the job's first hook is soon over
     await machines.stop("hw-linux-c")
