@@ -46,7 +46,7 @@ class Ledger:
         snapshot, unreadable = rows.snapshot(await self._table.read(pool), pool)
         for problem in unreadable:
             log.error("pool %s: %s", pool, problem)
-        return replace(snapshot, unreadable=tuple(problem.row for problem in unreadable))
+        return replace(snapshot, unreadable=tuple(problem.row for problem in unreadable)) if unreadable else snapshot
 
     async def commit(self, decision: Decision) -> tuple[dict[str, Runner], dict[str, Job]]:
         """Writes what the decision changed; returns its runners and jobs with their new ETags.

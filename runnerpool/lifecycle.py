@@ -163,7 +163,8 @@ def _agent(now: datetime, runner: Runner, word: AgentStatus | AgentTrouble | Non
         return runner
     if word is AgentTrouble.SILENT:
         return replace(runner, silent_since=now) if runner.answered_at and not runner.silent_since else runner
-    runner = replace(runner, silent_since=None, answered_at=runner.answered_at or now)
+    if runner.silent_since is not None or runner.answered_at is None:
+        runner = replace(runner, silent_since=None, answered_at=runner.answered_at or now)
     if runner.running_at is None and runner.state is S.BOOTING:
         runner = replace(runner, running_at=now)
     if isinstance(word, AgentStatus) and word.eviction_at is not None and runner.spot and runner.eviction_at is None:

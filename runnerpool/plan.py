@@ -31,6 +31,8 @@ ASKS = 10
 """Jobs that one pass may ask GitHub about: 10 every 30 s is 1,200 calls an hour of at least 5,000."""
 EXIT_GRACE = timedelta(minutes=1)
 """How long after its runner program ended a busy row waits for GitHub's word before GitHub is asked."""
+ASKED_AGAIN = timedelta(minutes=5)
+"""GitHub is asked about one job no more often than this, and ever more rarely about one that it leaves as it is."""
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -110,22 +112,22 @@ def _why_ask(now: datetime, pool: PoolConfig, job: Job, world: World, taken: Col
     quiet = now - (job.checked_at or job.received_at)
     age = now - job.received_at
     if state is JobState.WAITING:
-        return "it waits for an approval" if quiet >= max(timedelta(minutes=5), age / 10) else ""
+        return "it waits for an approval" if quiet >= ASKED_AGAIN and quiet >= age / 10 else ""
     if state is JobState.QUEUED:
         if not job.trusted:
-            return "its delivery came late" if job.checked_at is None or quiet >= timedelta(minutes=5) else ""
+            return "its delivery came late" if job.checked_at is None or quiet >= ASKED_AGAIN else ""
         if job.job_id in taken and quiet >= EXIT_GRACE:
             return "the runner that was made for it is busy, and GitHub has not said with what"
-        return "it has been queued for long" if quiet >= max(timedelta(minutes=10), age / 10) else ""
+        return "it has been queued for long" if quiet >= 2 * ASKED_AGAIN and quiet >= age / 10 else ""
     runner = world.runners.get(job.runner_name or "")
     ended = runner is not None and runner.exited_at is not None and now - runner.exited_at >= EXIT_GRACE
     silent = runner is not None and runner.silent_since is not None and now - runner.silent_since >= STUCK / 2
     lost = runner is None or runner.state in (S.FAILED, S.RETIRING, S.DELETING)
     if ended or silent or lost:
         first = job.checked_at is None and (ended or age >= 5 * EXIT_GRACE)
-        return "its runner has ended" if first or quiet >= timedelta(minutes=5) else ""
+        return "its runner has ended" if first or quiet >= ASKED_AGAIN else ""
     overdue = job.started_at is not None and now - job.started_at > pool.job_timeout
-    return "it runs beyond the pool's job_timeout" if overdue and quiet >= timedelta(minutes=10) else ""
+    return "it runs beyond the pool's job_timeout" if overdue and quiet >= 2 * ASKED_AGAIN else ""
 
 
 def bindings(now: datetime, pool: PoolConfig, need: Demand, home: Target | None) -> Iterable[Bind]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -116,9 +117,12 @@ def _mapped(item: _Codec) -> _Codec:
     return _Codec(lambda values: {key: item.encode(value) for key, value in values.items()}, decode)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _json_text(plain: _Codec) -> _Codec:
     return _Codec(
-        lambda value: json.dumps(plain.encode(value), ensure_ascii=False, separators=(",", ":")),
+        lambda value: _JSON.encode(plain.encode(value)),
         lambda text: plain.decode(json.loads(_text(text))),
     )
 
@@ -164,6 +168,8 @@ class _Shape(Generic[T]):
         fields = [field for field in dataclasses.fields(cls) if field.name != "etag"]  # type: ignore[arg-type]
         self._cls = cls
         self._codecs = {field.name: codec_of(hints[field.name]) for field in fields}
+        self._encoders = [(name, codec.encode) for name, codec in self._codecs.items()]
+        self._values = operator.attrgetter(*self._codecs)  # a tuple: no dataclass here has a single field
         self._required = frozenset(
             field.name for field in fields if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
@@ -172,8 +178,8 @@ class _Shape(Generic[T]):
                 raise TypeError(f"{cls.__name__}.{field.name} may be None, so None must be its default")
 
     def encode(self, row: T) -> dict[str, Any]:
-        values = ((name, codec, getattr(row, name)) for name, codec in self._codecs.items())
-        return {name: codec.encode(value) for name, codec, value in values if value is not None}
+        values = zip(self._encoders, self._values(row), strict=True)
+        return {name: encode(value) for (name, encode), value in values if value is not None}
 
     def decode(self, columns: Mapping[str, Any], **given: Any) -> T:
         """The row, with `given` for fields that are not read. Raises ValueError where a column is missing or cannot be read."""
