@@ -260,7 +260,7 @@ class Checks:
             if row.startswith("fact:"):
                 self.changed_at = self.world.loop.time()
             if not isinstance(operation, Remove):
-                self.secret(f"row {row}", str(operation.columns))
+                self.secret(f"row {row}", "\n".join(map(str, operation.columns.values())))
             if row.startswith("runner:"):
                 self._runner_written(row.removeprefix("runner:"), operation)
 

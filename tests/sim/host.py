@@ -175,9 +175,9 @@ class Host:
 
     def _dull(self) -> bool:
         """Whether nothing has happened for so long that most ticks may be left out: what a world costs is mostly its quiet hours.
-        The longer the quiet lasts, the fewer are left. One seed in twenty gets every tick."""
+        The longer the quiet lasts, the fewer are left. One seed in fifty gets every tick."""
         world = self.world
-        if world.seed % 20 == 0 or world.checks.watching is not None:
+        if world.seed % 50 == 0 or world.checks.watching is not None:
             return False
         rarest = RAREST_WAITED if any(world.github.queued.values()) else RAREST
         now = world.loop.time()
