@@ -19,8 +19,9 @@ AgentWord = AgentStatus | AgentTrouble | None
 
 
 def silent_for(now: datetime, runner: Runner) -> timedelta:
-    """For how long this runner's agent has not answered. One that never answered has been silent since Azure took its VM."""
-    since = runner.silent_since if runner.answered_at else (runner.accepted_at or runner.created_at)
+    """For how long this runner's agent has not answered. One that never answered has been silent since Azure took its VM; where
+    nobody wrote down when that was, since the last moment at which it can have been."""
+    since = runner.silent_since if runner.answered_at else (runner.accepted_at or runner.put_until or runner.created_at)
     return now - since if since else timedelta(0)
 
 

@@ -144,10 +144,12 @@ def _deletion_undone(now: datetime, runner: Runner, vm: Vm | None) -> Runner:
 def _azure(now: datetime, runner: Runner, vm: Vm | None) -> Runner:
     if vm is None or runner.state not in ALIVE:
         return runner
+    accepted = runner.accepted_at or vm.created_at  # the worker that was to write it down may have died
     if vm.state is VmState.FAILED:
-        return runner.move(S.FAILED, now, f"Azure could not provision it: {vm.error_code or 'no code'} {vm.error}".strip()[:500])
+        why = f"Azure could not provision it: {vm.error_code or 'no code'} {vm.error}".strip()[:500]
+        return runner.move(S.FAILED, now, why, accepted_at=accepted)
     if vm.power in ("stopped", "deallocated") and vm.state is VmState.SUCCEEDED:
-        return runner.move(S.FAILED, now, f"its VM is {vm.power}")
+        return runner.move(S.FAILED, now, f"its VM is {vm.power}", accepted_at=accepted)
     if vm.power == "running" and runner.state is S.BOOTING and runner.running_at is None:
         return replace(runner, running_at=now)
     return runner

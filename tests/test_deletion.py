@@ -59,6 +59,11 @@ def test_what_allows_a_vm_to_be_deleted(row: Runner, word: AgentWord, polled_at:
         (runner(S.READY), timedelta(0)),
         (runner(S.BOOTING, accepted_at=NOW - 9 * MINUTE), 9 * MINUTE),
         (runner(S.FAILED, answered_at=None, accepted_at=None, created_at=NOW - 8 * MINUTE), 8 * MINUTE),
+        # its PUT's end was not seen: its VM can be younger than its row by hours
+        (
+            runner(S.FAILED, answered_at=None, accepted_at=None, created_at=NOW - 99 * MINUTE, put_until=NOW - 2 * MINUTE),
+            2 * MINUTE,
+        ),
     ],
 )
 def test_silence_is_counted_from_the_last_answer_or_where_there_was_none_from_the_beginning(

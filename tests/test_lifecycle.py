@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -156,6 +156,22 @@ def test_a_runner_is_online_when_github_lists_it_so() -> None:
 def test_what_azures_list_shows_of_a_vm(shown: Vm, state: RunnerState) -> None:
     row = runner(S.READY)
     assert advance(NOW, row, seen(row, vms={row.name: shown})).state is state
+
+
+@pytest.mark.parametrize(
+    ("shown", "written", "since"),
+    [
+        (vm(runner(), VmState.FAILED, None, "AllocationFailed"), None, NOW - 2 * MINUTE),
+        (vm(runner(), power="deallocated"), None, NOW - 2 * MINUTE),
+        (vm(runner(), VmState.FAILED, None, "AllocationFailed"), NOW - 9 * MINUTE, NOW - 9 * MINUTE),
+    ],
+)
+def test_a_vm_that_is_given_up_has_an_age_also_where_nobody_wrote_down_that_azure_took_it(
+    shown: Vm, written: datetime | None, since: datetime
+) -> None:
+    row = runner(S.CREATING, age=99 * MINUTE, minted_at=NOW, accepted_at=written)
+    given_up = advance(NOW, row, seen(row, vms={row.name: replace(shown, created_at=NOW - 2 * MINUTE)}))
+    assert (given_up.state, given_up.accepted_at) == (S.FAILED, since)
 
 
 def test_a_busy_runner_is_not_given_up_for_what_the_list_says_or_leaves_out() -> None:

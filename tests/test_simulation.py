@@ -15,8 +15,9 @@ ONCE_FAILED = {
     20159: "a clock 76 s ahead filled the shared budget at once, and acts asked GitHub again each time they came back for a token",
     20340: "at a window's edge a clock behind called back what one ahead had asked for: twelve intents for four warm VMs",
     20376: "a VM is late by one clock and not by another: the intent for its successor was called back and made anew three times",
+    30709: "nobody had written down that Azure took a VM: its agent counted as silent since its row was made, not since it booted",
 }
-"""Seeds that a defect was found with, 4 to 4189 in the worlds as they were drawn then."""
+"""Seeds that a defect was found with, 4 to 20376 in the worlds as they were drawn then."""
 
 
 @pytest.mark.timeout(600)
