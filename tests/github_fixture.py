@@ -24,7 +24,7 @@ TOKEN, SECRET = "ghp_" + "t" * 36, "it's a secret"
 TARGETS = [f"org:{ORG}", f"repo:{REPOSITORY}", f"enterprise:{ENTERPRISE}"]
 TARGET = TARGETS[0]
 LABELS = ["self-hosted", "linux", "x64"]
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @dataclass

@@ -196,7 +196,7 @@ async def test_every_process_ends_with_the_host_however_it_ends(world: World, ht
 
 
 async def test_sigterm_ends_the_host_and_its_processes(world: World, http: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         host = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

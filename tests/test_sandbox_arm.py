@@ -73,7 +73,7 @@ async def test_a_vm_deleted_before_it_booted_never_boots() -> None:
     async with running_azure(boot_delay=30) as azure:
         accepted = await put(azure)
         await call(azure, "DELETE", f"{VMS}/{SPEC.name}?{COMPUTE_VERSION}")
-        await asyncio.wait_for(azure.settle(), 5)
+        await asyncio.wait_for(azure.settle(), 30)
         assert azure.machines.running == {}
         operation = await call(azure, "GET", accepted.headers["Azure-AsyncOperation"])
         assert operation.body["error"]["code"] == "OperationPreempted"
@@ -159,7 +159,7 @@ async def test_a_slow_boot_holds_back_one_vm_only(azure: Azure) -> None:
     await azure.fault("slow_boot", seconds=30, match={"name": "*-slow"}, times=1)
     slow = await put(azure, named("slow"))
     fast = await put(azure, named("fast"))
-    await asyncio.wait_for(azure.machines.booted(named("fast").name), 5)
+    await asyncio.wait_for(azure.machines.booted(named("fast").name), 30)
     assert (await call(azure, "GET", fast.headers["Azure-AsyncOperation"])).body["status"] == "Succeeded"
     assert (await call(azure, "GET", slow.headers["Azure-AsyncOperation"])).body["status"] == "InProgress"
 
@@ -259,7 +259,7 @@ async def test_a_spot_vm_that_is_deleted_first_is_not_evicted_any_more(azure: Az
     await put(azure, named("spot", spot=True))
     await azure.machines.booted(named("spot").name)
     await call(azure, "DELETE", f"{VMS}/{named('spot').name}?{COMPUTE_VERSION}")
-    await asyncio.wait_for(azure.settle(), 5)
+    await asyncio.wait_for(azure.settle(), 30)
     assert [entry["event"] for entry in (await azure.state())["log"]][-1] == "deleted"
 
 
