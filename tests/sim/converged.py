@@ -16,6 +16,7 @@ from tests.sim.loop import EPOCH
 from tests.sim.scenario import PREFIX
 
 if TYPE_CHECKING:
+    from tests.sim.github import SimJob
     from tests.sim.world import World
 
 WASTE = 1.25
@@ -79,14 +80,26 @@ def _messages(world: World) -> Iterable[tuple[int, str]]:
 
 
 def allowed_hours(world: World) -> float:
-    """VM-hours that the day may cost: each job's time with a boot and an idle VM's end, the warm minimum, and an hour a pool."""
+    """VM-hours that the day may cost: each job's time with a boot and an idle VM's end, the warm minimum, and an hour a pool;
+    and the VMs that are made in vain for a job that a runner group does not admit, as the design has it."""
     config = world.scenario.config
     slowest = max(world.scenario.boot.values()) * 1.3
     idle = max(pool.idle_timeout.total_seconds() for pool in config.pools)
-    jobs = sum(job.plan.seconds + slowest + idle + 300 for job in world.github.jobs.values())
+    jobs = sum(job.plan.seconds + (1 + _in_vain(world, job)) * (slowest + idle + 300) for job in world.github.jobs.values())
     minutes = range(0, int(world.loop.time() / 60), 10)
     warm = sum(warm_minimum(pool, EPOCH + timedelta(minutes=minute)) / 6 for pool in config.pools for minute in minutes)
     return jobs / 3600 + 1.1 * warm + len(config.pools)
+
+
+def _in_vain(world: World, job: SimJob) -> float:
+    """How many VMs may be made for a job while its repository is not admitted: three, and one more every ten minutes."""
+    if job.plan.repository != world.scenario.refused_repository:
+        return 0.0
+    queued = (job.created_at - EPOCH).total_seconds()
+    over = job.started_at or job.completed_at or world.now()
+    spans = [(start, min(end, (over - EPOCH).total_seconds())) for start, end in world.faults.windows["group refuses"]]
+    waited = sum(max(end - max(start, queued), 0.0) for start, end in spans)
+    return 3 + waited / 600 if waited else 0.0
 
 
 def reckoning(world: World) -> Iterable[tuple[int, str]]:
