@@ -62,7 +62,9 @@ class AzureState:
     world: World
     vms: dict[str, SimVm] = field(default_factory=dict)
     nics: dict[str, SimNic] = field(default_factory=dict)
-    hours: dict[str, float] = field(default_factory=dict)
+    lives: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # of VMs that are gone: the seconds between which they were there
     _addresses: dict[str, Machine] = field(default_factory=dict)
     made: int = 0
 
@@ -168,8 +170,7 @@ class AzureState:
         if self.vms.get(vm.name) is not vm:
             return
         del self.vms[vm.name]
-        pool = vm.tags.get("runnerpool-pool", "")
-        self.hours[pool] = self.hours.get(pool, 0.0) + (self.world.loop.time() - vm.made) / 3600
+        self.lives.append((vm.made, self.world.loop.time()))
         nic = self.nics[f"{vm.name}-nic"]
         self._addresses.pop(nic.address, None)
         if self.world.faults.roll("nic left behind"):

@@ -78,6 +78,11 @@ OUTAGES: dict[str, tuple[str, ...]] = {
     "functions": ("deploy",),
 }
 """What lasts for a while: up to two windows a day of up to 40 minutes each."""
+KEEPS_VMS = (
+    *("github down", "credential refused", "permission lost", "primary limit"),
+    *("azure down", "keys rotated wrongly", "storage down"),
+)
+"""The outages in which no idle VM can go: nothing is known of it, or nobody can be asked, or nobody deletes it."""
 
 FAMILIES = tuple(MOST)
 
@@ -124,6 +129,17 @@ class Faults:
     def during(self, kind: str) -> bool:
         """Whether such an outage lasts right now."""
         return not self.healed and any(start <= self.now < end for start, end in self.windows[kind])
+
+    def tied(self, start: float, end: float) -> float:
+        """For how many of these seconds an outage kept VMs from going."""
+        spans = sorted(span for kind in KEEPS_VMS for span in self.windows[kind])
+        seconds = 0.0
+        for span in spans:
+            begin, over = max(span[0], start), min(span[1], end)
+            if begin < over:
+                seconds += over - begin
+                start = over  # where two overlap, the time counts once
+        return seconds
 
     def span(self, low: float, high: float) -> float:
         return self._chance.uniform(low, high)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runnerpool.acting import Outside
 from runnerpool.app import App
+from runnerpool.demand import LEAVING
 from runnerpool.errors import Gone
 from runnerpool.intake import receive
 from runnerpool.labels import SUFFIX_LENGTH
@@ -50,7 +51,7 @@ QUIET = 60.0
 RAREST = 1200.0
 """Seconds between two ticks of a world in which nothing has happened for long."""
 RAREST_WAITED = 150.0
-"""The same while somebody waits."""
+"""The same while somebody waits, or a VM is on its way out."""
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -179,10 +180,12 @@ class Host:
         world = self.world
         if world.seed % 50 == 0 or world.checks.watching is not None:
             return False
-        rarest = RAREST_WAITED if any(world.github.queued.values()) else RAREST
         now = world.loop.time()
         quiet = now - world.checks.changed_at
-        return quiet > QUIET and now - self._fired_at < min(quiet, rarest)
+        if quiet <= QUIET:
+            return False
+        waited = any(world.github.queued.values()) or any(state in LEAVING for state in world.checks.states.values())
+        return now - self._fired_at < min(quiet, RAREST_WAITED if waited else RAREST)
 
     def _fire(self, overlap: bool) -> None:
         """A timer that still runs is not started again, unless two instances hold it for a while."""

@@ -107,8 +107,9 @@ class World:
         return self.scenario.boot[pool] * self.life.uniform(0.8, 1.3)
 
     def vm_hours(self) -> float:
-        alive = [vm for vm in self.azure.vms.values() if vm.machine is not None]
-        return sum(self.azure.hours.values()) + sum((self.loop.time() - vm.made) / 3600 for vm in alive)
+        """Without the time in which an outage kept them."""
+        alive = [(vm.made, self.loop.time()) for vm in self.azure.vms.values() if vm.machine is not None]
+        return sum(end - made - self.faults.tied(made, end) for made, end in [*self.azure.lives, *alive]) / 3600
 
     def note(self, text: str) -> None:
         at = timedelta(seconds=round(self.loop.time(), 2))
