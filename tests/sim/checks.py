@@ -73,7 +73,8 @@ class Checks:
     alerts: list[Alert] = field(default_factory=list)
     most_points: int = 0
     lost_plans: int = 0  # commits that lost the pool's head to another worker
-    intents: int = 0  # rows of runners that a plan asked for
+    for_jobs: int = 0  # VMs that a plan asked for, for a job
+    for_warmth: int = 0  # the same for the warm minimum, without those that Azure had no room for
     changed_at: float = 0.0  # when something last happened: a fact came or a runner's state changed
     _reached: dict[str, str] = field(default_factory=dict)
     _mints: dict[str, list[SimRunner]] = field(default_factory=dict)
@@ -277,13 +278,17 @@ class Checks:
             return
         after = str(operation.columns["state"])
         if isinstance(operation, Insert):
-            self.intents += after == "requested"
+            asked, for_job = after == "requested", "job_id" in operation.columns
+            self.for_jobs += asked and for_job
+            self.for_warmth += asked and not for_job
             if before is not None and after != "failed":
                 self.broken(8, f"{name} comes again as {after} after it was {before}")
         elif after != before and after not in MAY_BECOME.get(before or "", ()):
             self.broken(8, f"{name} goes from {before} to {after}")
         if after != before:
-            self.world.note(f"{name}: {before} -> {after}: {operation.columns.get('reason', '')}")
+            reason = str(operation.columns.get("reason", ""))
+            self.for_warmth -= "job_id" not in operation.columns and reason.startswith("no offer is left") and after == "failed"
+            self.world.note(f"{name}: {before} -> {after}: {reason}")
         self.states[name] = after
 
     def conflicted(self, operations: Sequence[Operation]) -> None:

@@ -182,7 +182,7 @@ class World:
             if self.loop.time() - healed > self.patience:
                 break
             await self._pass(STEP)
-        asked_for = self.checks.intents
+        for_jobs, for_warmth = self.checks.for_jobs, self.checks.for_warmth
         self._replay()
         while unsettled := converged.unsettled(self):
             if self._stopped.is_set():
@@ -193,8 +193,10 @@ class World:
                 return -1.0
             await self._pass(STEP)
         after = self.loop.time() - healed
-        if self.checks.intents > asked_for + self._refills:
-            self.checks.broken(14, f"{self.checks.intents - asked_for} VMs were asked for by replayed deliveries")
+        if self.checks.for_jobs > for_jobs:
+            self.checks.broken(14, f"{self.checks.for_jobs - for_jobs} VMs were asked for by replayed deliveries")
+        if self.checks.for_warmth > for_warmth + self._refills:
+            self.checks.broken(14, f"{self.checks.for_warmth - for_warmth} VMs were asked for to keep at most {self._refills} warm")
         while self._warm_changes():
             await self._pass(STEP)
         self.checks.watching = []
