@@ -62,9 +62,7 @@ class AzureState:
     world: World
     vms: dict[str, SimVm] = field(default_factory=dict)
     nics: dict[str, SimNic] = field(default_factory=dict)
-    lives: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # of VMs that are gone: the seconds between which they were there
+    lives: list[tuple[float, float]] = field(default_factory=list)  # of VMs that are gone: from which second to which
     _addresses: dict[str, Machine] = field(default_factory=dict)
     made: int = 0
 

@@ -116,7 +116,7 @@ class Faults:
         for family, kinds in OUTAGES.items():
             for kind in kinds:
                 count = draw.choice((0, 0, 0, 1, 2))
-                spans = [(start := draw.uniform(0, day), start + draw.uniform(60, 2400)) for _ in range(count)]
+                spans = [(start := draw.uniform(0, day), min(start + draw.uniform(60, 2400), day)) for _ in range(count)]
                 self.windows[kind] = spans if family in families else []
 
     def roll(self, name: str) -> bool:
