@@ -1,4 +1,4 @@
-"""Jobs lost with a spot VM: how that is known, that GitHub is asked once to run them again, and on what they run then."""
+"""Jobs lost with a spot VM: how that is known."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from runnerpool.actions import Bind, Create
 from runnerpool.acts import act
-from runnerpool.decide import decide
-from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
-from runnerpool.eviction import AGAIN, PATIENCE, TAKEN, TAKEN_KEPT, lost, lost_elsewhere, remembered, second_attempts, why_rerun
+from runnerpool.errors import RetryLater
+from runnerpool.eviction import TAKEN, TAKEN_KEPT, lost, lost_elsewhere, remembered
 from runnerpool.lifecycle import NOTICE, Seen, advance, serves
 from runnerpool.model import Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Vm, VmState
-from runnerpool.status import report
 from runnerpool.withdraw import FRESH
+from tests.evicted import FAILED, NAME, RAN, SPOT, spot
 from tests.made_rows import (
     MINUTE,
     NOW,
@@ -28,26 +26,14 @@ from tests.made_rows import (
     fact,
     job,
     later,
-    of,
-    planned,
     pool,
     runner,
-    setting,
     status,
     virtual,
 )
 from tests.stand_ins import Scene
 
 S = RunnerState
-NAME = "hw-linux-aaaaaaaaaa"
-SPOT: dict[str, Any] = {"vm": {"sizes": ["Standard_D4ads_v5"], "priority": "spot"}, "rerun_evicted": True}
-RAN: dict[str, Any] = {"runner_name": NAME, "started_at": NOW - 5 * MINUTE, "run_id": "77", "job_name": "build"}
-FAILED: dict[str, Any] = {**RAN, "completed_at": NOW, "conclusion": "failure"}
-EVICTED: dict[str, Any] = {**FAILED, "evicted": "its spot VM was taken away"}
-
-
-def spot(state: RunnerState = S.BUSY, **changes: Any) -> Runner:
-    return runner(state, spot=True, busy_at=NOW - 5 * MINUTE, **changes)
 
 
 # ---------------------------------------------------------------------------------------------- what counts as lost
@@ -284,120 +270,3 @@ async def test_a_failure_reported_within_the_notice_that_no_poll_has_read_is_an_
     await scene.reconcile()
     assert (await scene.jobs())["1"].evicted == f"Azure gave notice to its spot VM {NAME}"
     assert scene.hub.count("rerun") == 1
-
-
-# ---------------------------------------------------------------------------------------------- asking once
-
-
-@pytest.mark.parametrize(
-    ("its_job", "due"),
-    [
-        (job(**EVICTED), True),
-        (job(**FAILED), False),
-        (job(**{**EVICTED, "completed_at": None}), False),  # GitHub has not noticed yet
-        (job(**EVICTED, rerun_at=NOW - AGAIN + MINUTE), False),
-        (job(**EVICTED, rerun_at=NOW - AGAIN), True),  # the answer was lost, or its run was still running
-        (job(**EVICTED, rerun_at=NOW - AGAIN, rerun="GitHub runs it again"), False),
-        (job(**EVICTED, rerun_of="0"), False),  # no third attempt
-        (job(**{**EVICTED, "completed_at": NOW - PATIENCE}), False),
-        (job(**EVICTED, demand=False), False),
-    ],
-)
-def test_github_is_asked_once_to_run_a_lost_job_again(its_job: Job, due: bool) -> None:
-    assert bool(why_rerun(NOW, pool(**SPOT), its_job, {})) is due
-    assert not why_rerun(NOW, pool(), its_job, {})
-
-
-def test_a_job_whose_second_attempt_is_there_is_not_asked_for_again() -> None:
-    first = job(**EVICTED, rerun_at=NOW - AGAIN)
-    again = job("2", run_id="77", job_name="build", run_attempt=2)
-    jobs = {"1": first, "2": again, "3": job("3", run_id="77", job_name="test", run_attempt=2)}
-    found = second_attempts(jobs)
-    assert {job_id: one.rerun_of for job_id, one in found.items()} == {"2": "1"}
-    assert why_rerun(NOW, pool(**SPOT), first, jobs)
-    assert not why_rerun(NOW, pool(**SPOT), first, {**jobs, **found})
-    assert not second_attempts({**jobs, **found})
-
-
-def test_that_github_is_about_to_be_asked_is_in_the_jobs_row_first() -> None:
-    rows = Snapshot(Head("linux"), {"1": job(**EVICTED)}, {}, {})
-    decision = decide(NOW, setting(pool(**SPOT)), rows)
-    assert decision.jobs["1"].rerun_at == NOW
-    assert [one.job_id for one in decision.reruns] == ["1"]
-
-
-@pytest.mark.parametrize(
-    ("error", "final"),
-    [(None, True), (Gone("404"), True), (RetryLater("its run goes on"), False), (Misconfigured("403", area="auth"), False)],
-)
-@virtual
-async def test_what_github_answers_is_kept_and_what_is_not_final_is_asked_again(error: PoolError | None, final: bool) -> None:
-    scene = Scene(config(pool(**SPOT)))
-    await scene.hold(job(**EVICTED))
-    scene.hub.fails("rerun", error)
-    await scene.wake()
-    assert ((await scene.jobs())["1"].rerun is not None) is final
-    await scene.wake()
-    assert scene.hub.count("rerun") == 1
-    await later(minutes=6)
-    await scene.wake()
-    assert scene.hub.count("rerun") == (1 if final else 2)
-
-
-# ---------------------------------------------------------------------------------------------- on a regular VM
-
-SECOND: dict[str, Any] = {"rerun_of": "0", "run_id": "77", "job_name": "build"}
-
-
-def test_a_second_attempt_gets_a_regular_vm_whatever_spot_vms_are_idle() -> None:
-    idle = [runner(S.READY, "a", spot=True), runner(S.REGISTERED, "b", spot=True)]
-    (made,) = of(Create, planned([job(**SECOND), *idle], **{**SPOT, "minimum_warm_vms": 2}))
-    assert (made.rung.spot, made.regular, made.job_id) == (False, True, "1")
-    assert not of(Bind, planned([job(**SECOND), *idle], **SPOT))
-
-
-def test_its_vm_is_kept_for_it_and_bound_to_it() -> None:
-    kept = runner(S.READY, "kept", regular=True, job_id="1")
-    actions = planned([job(**SECOND), kept, job("2", age=2 * MINUTE)], **{**SPOT, "idle_timeout": "10s"})
-    assert [(bind.runner, bind.target) for bind in of(Bind, actions)] == [(kept.name, ORG)]
-    assert [create.job_id for create in of(Create, actions)] == ["2"]
-    free = planned([kept, job("2")], **SPOT)  # GitHub gave the second attempt to another runner
-    assert [bind.runner for bind in of(Bind, free)] == [kept.name]
-
-
-# ---------------------------------------------------------------------------------------------- from end to end
-
-
-@virtual
-async def test_a_job_lost_to_an_eviction_is_run_again_once_on_a_regular_vm_and_the_status_says_so() -> None:
-    scene = Scene(config(pool(**SPOT)))
-    busy = spot(busy_job="1")
-    await scene.at_rest(busy)
-    await scene.hold(job(**{**RAN, "started_at": NOW}))
-    await scene.azure.delete_vm(busy.name)
-    del scene.hub.registered[ORG][busy.name]
-    for _ in range(3):
-        await scene.reconcile()
-        await later(seconds=30)
-    assert (await scene.jobs())["1"].evicted == f"its spot VM {NAME} was taken away"
-    assert not scene.hub.count("rerun")  # GitHub has not given it up yet
-
-    scene.hub.jobs["1"] = JobReport("1", "completed", "failure", NAME, 7, NOW, clock())
-    await scene.hold(fact("completed", "1", conclusion="failure", completed_at=clock(), run_id="77", job_name="build"))
-    await scene.wake()
-    assert [what for called, what in scene.hub.calls if called == "rerun"] == ["1"]
-
-    again = {"run_id": "77", "job_name": "build", "run_attempt": 2, "created_at": clock(), "received_at": clock()}
-    await scene.hold(fact("queued", "2", **again))
-    await scene.wake()
-    (spec,) = scene.azure.specs
-    assert not spec.spot
-    assert (await scene.jobs())["2"].rerun_of == "1"
-    for _ in range(20):
-        await scene.reconcile()
-        await later(seconds=30)
-    assert scene.hub.count("rerun") == 1
-    assert not any(one.spot for one in scene.azure.specs)
-    _, document = await report(clock(), scene.config, scene.ledger)
-    (told,) = document["pools"]
-    assert [(one["job"], one["rerun"]) for one in told["evicted"]] == [("1", "GitHub runs it again")]
