@@ -11,6 +11,8 @@ from runnerpool.config import Config
 MINUTE, HOUR = 60.0, 3600.0
 PREFIX = "hw"
 OWNER = "octo-org"
+JOBS = 200
+"""What most days have. One in twenty has a fifth more, one in twenty twice as many, one in a hundred a matrix of 256 beside."""
 
 SHAPES: tuple[tuple[str, list[str]], ...] = (
     ("linux-x64", ["self-hosted", "linux", "x64"]),
@@ -52,8 +54,8 @@ class Scenario:
     page_rows: int
 
 
-def draw(seed: str, *, day: float) -> Scenario:
-    """The same for the same seed, whatever faults it meets."""
+def draw(seed: str, *, day: float, jobs: int = JOBS) -> Scenario:
+    """The same for the same seed, whatever faults it meets, on a day that usually has so many jobs."""
     rng = Random(f"{seed} scenario")
     scope = rng.choice(("org", "org", "repo", "enterprise"))
     names = ["api", "web", "tools"][: rng.randint(1, 3)]
@@ -67,7 +69,7 @@ def draw(seed: str, *, day: float) -> Scenario:
     repositories = [f"{OWNER}/{name}" for name in names]
     return Scenario(
         config=config,
-        jobs=tuple(_bearable(_jobs(rng, [pool["labels"] for pool in pools], repositories, day), pools, day)),
+        jobs=tuple(_bearable(_jobs(rng, [pool["labels"] for pool in pools], repositories, day, jobs), pools, day)),
         day=day,
         workers=rng.randint(2, 10),
         boot={pool["name"]: _boot(rng, pool["maximum_pool_size"]) for pool in pools},
@@ -110,12 +112,12 @@ def _pool(rng: Random, name: str, labels: list[str]) -> dict[str, Any]:
     return pool
 
 
-def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day: float) -> list[JobPlan]:
+def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day: float, usual: int) -> list[JobPlan]:
     """A few busy times, bursts of seconds, strays, quiet hours between, and now and then a matrix of 256 in one second.
 
     What a world costs is mostly its busy minutes, so a day has few of them, and they are busy indeed.
     """
-    count = rng.choice((100,) * 18 + (120, 200))
+    count = round(usual * rng.choice((1.0,) * 18 + (1.2, 2.0)))
     typical = rng.choice((30.0, 60.0, 120.0, 120.0, 300.0, 900.0))
     plans: list[JobPlan] = []
     last = day - 30 * MINUTE

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.sim.checks import Violation
+from tests.sim.scenario import JOBS
 
 LAST_EVENTS = 25
 ORACLE = 5
@@ -35,7 +36,7 @@ class Result:
     events: list[str]
 
 
-def judge(seed: int, *, oracle: bool = True) -> Result:
+def judge(seed: int, *, oracle: bool = True, jobs: int = JOBS) -> Result:
     """Plays one seed with its faults and, unless it is spared, once more without: the same jobs must complete."""
     from tests.sim.github import RERUNS
     from tests.sim.world import play
@@ -46,10 +47,10 @@ def judge(seed: int, *, oracle: bool = True) -> Result:
     gc.disable()  # a world makes little garbage of the kind that needs it, and looking for it costs a tenth of the time
     begun = time.process_time()
     try:
-        outcome = play(seed)
+        outcome = play(seed, jobs=jobs)
         violations = list(outcome.violations)
         if oracle and not violations:
-            calm = play(seed, families=())
+            calm = play(seed, jobs=jobs, families=())
             violations += calm.violations
             if planned(calm.completed) != planned(outcome.completed):
                 missing = sorted(planned(calm.completed) ^ planned(outcome.completed))[:10]

@@ -56,7 +56,7 @@ class Outcome:
 
 
 class World:
-    """Built from a seed; `run` lets its day pass. `families` are the faults that may happen."""
+    """Built from a seed; `run` lets its day pass. `families` are the faults that may happen, `jobs` what a day usually has."""
 
     def __init__(
         self,
@@ -64,11 +64,12 @@ class World:
         *,
         families: Collection[str] = FAMILIES,
         day: float = DAY,
+        jobs: int = scenario.JOBS,
         trace: int = 400,
         given: scenario.Scenario | None = None,
     ) -> None:
         self.seed = seed
-        self.scenario = given or scenario.draw(str(seed), day=day)
+        self.scenario = given or scenario.draw(str(seed), day=day, jobs=jobs)
         self.faults = Faults(str(seed), families=families, day=day)
         self.life = Random(f"{seed} life")
         self.chance = Random(f"{seed} world's chance")
