@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,6 +86,7 @@ KEEPS_VMS = (
 """The outages in which no idle VM can go: nothing is known of it, or nobody can be asked, or nobody deletes it."""
 
 FAMILIES = tuple(MOST)
+NAMES = frozenset(name for kinds in (*MOST.values(), *OUTAGES.values()) for name in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Faults:
         self.now = 0.0
         self.rates: dict[str, float] = {}
         self.windows: dict[str, list[tuple[float, float]]] = {}
-        self.happened: dict[str, int] = {}
+        self.happened = Counter[str]()
         for family, faults in MOST.items():
             for name, most in faults.items():
                 rate = 0.0 if draw.random() < 0.45 else most * 10 ** draw.uniform(-1.5, 0)
@@ -123,12 +125,15 @@ class Faults:
         """Whether this fault happens now."""
         if self.healed or self._chance.random() >= self.rates[name]:
             return False
-        self.happened[name] = self.happened.get(name, 0) + 1
+        self.happened[name] += 1
         return True
 
     def during(self, kind: str) -> bool:
-        """Whether such an outage lasts right now."""
-        return not self.healed and any(start <= self.now < end for start, end in self.windows[kind])
+        """Whether such an outage lasts right now, when somebody meets it."""
+        if self.healed or not any(start <= self.now < end for start, end in self.windows[kind]):
+            return False
+        self.happened[kind] += 1
+        return True
 
     def tied(self, start: float, end: float) -> float:
         """For how many of these seconds an outage kept VMs from going."""

@@ -141,6 +141,7 @@ class Host:
 
     def deploy(self) -> None:
         """Every instance is replaced at once."""
+        self.world.faults.happened["deploy"] += 1
         for instance in [*self.instances, *([self.timer] if self.timer else [])]:
             instance.process.kill()
 

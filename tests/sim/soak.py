@@ -1,6 +1,7 @@
 """Many seeds on all cores: `python -m tests.sim.soak --seeds N --from K`.
 
-The last line is `N seeds, V violations, J jobs`; the exit status is 1 when V is not 0. A seed replays exactly when it is run again.
+Before the last line stands how often each fault was met. That line is `N seeds, V violations, J jobs`; the exit status is 1 when
+V is not 0. A seed replays exactly when it is run again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import gc
 import multiprocessing
 import os
 import sys
+import textwrap
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +37,7 @@ class Result:
     remainder: int
     cpu: float
     events: list[str]
+    happened: Counter[str]
 
 
 def judge(seed: int, *, oracle: bool = True, jobs: int = JOBS) -> Result:
@@ -55,10 +59,18 @@ def judge(seed: int, *, oracle: bool = True, jobs: int = JOBS) -> Result:
             if planned(calm.completed) != planned(outcome.completed):
                 missing = sorted(planned(calm.completed) ^ planned(outcome.completed))[:10]
                 violations.append(Violation(10, f"with and without faults other jobs complete: {missing}", 0.0))
-        return Result(seed, violations, outcome.jobs, outcome.remainder, time.process_time() - begun, outcome.trace[-LAST_EVENTS:])
+        return Result(
+            seed,
+            violations,
+            outcome.jobs,
+            outcome.remainder,
+            time.process_time() - begun,
+            outcome.trace[-LAST_EVENTS:],
+            outcome.happened,
+        )
     except Exception:
         crash = Violation(0, f"the world itself broke: {traceback.format_exc()[-1500:]}", 0.0)
-        return Result(seed, [crash], 0, 0, time.process_time() - begun, [])
+        return Result(seed, [crash], 0, 0, time.process_time() - begun, [], Counter())
     finally:
         gc.enable()
         gc.collect()
@@ -75,6 +87,15 @@ def _judge(oracle: int, seed: int) -> Result:
     return judge(seed, oracle=oracle > 0 and seed % oracle == 0)
 
 
+def met(happened: Counter[str]) -> str:
+    """How often each fault was met, the rarest last, and which ones never were."""
+    from tests.sim.faults import NAMES
+
+    often = ", ".join(f"{name} {count}" for name, count in happened.most_common())
+    never = ", ".join(sorted(NAMES - happened.keys()))
+    return textwrap.fill(f"met: {often or 'nothing'}; never: {never or 'none of them'}", 132)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=100)
@@ -84,11 +105,13 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.monotonic()
     violations = jobs = remainder = 0
+    happened = Counter[str]()
     seeds = range(options.first, options.first + options.seeds)
     results = soak(seeds, cores=options.cores, oracle=options.oracle)
     for done, result in enumerate(results, 1):
         jobs += result.jobs
         remainder += result.remainder
+        happened += result.happened
         if result.violations:
             violations += 1
             print(f"\nseed {result.seed}:")
@@ -100,6 +123,7 @@ def main() -> int:
             print(
                 f"{done} of {options.seeds} seeds, {violations} violated, {jobs} jobs, {took:.0f} s, {left:.0f} s to go", flush=True
             )
+    print(met(happened))
     if remainder:
         print(f"{remainder} VMs were deleted in mid-job where rule 1 leaves it: 204, no word from GitHub, 15 minutes of silence")
     print(f"{options.seeds} seeds, {violations} violations, {jobs} jobs")

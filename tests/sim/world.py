@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -51,7 +51,7 @@ class Outcome:
     vm_hours: float
     vm_hours_allowed: float
     trace: list[str]
-    happened: dict[str, int]
+    happened: Counter[str]  # how often each fault was met
     notes: dict[str, float] = field(default_factory=dict)
 
 
