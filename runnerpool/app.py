@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from runnerpool import status
 from runnerpool.config import Config
+from runnerpool.errors import PoolError
 from runnerpool.ledger import Ledger
 from runnerpool.pool_file import load_config
 from runnerpool.retry import Clock, attempt
@@ -122,7 +123,7 @@ class App:
                 await self._poison(body, message_id, f"{type(error).__name__}: {error}")
             raise
         if last:
-            await (await self.ledger()).remove_app_rows([f"poison:{_safe(message_id)}"])
+            await self._unpoison(message_id)
 
     async def _poison(self, body: bytes, message_id: str, why: str) -> None:
         text = body[:2000].decode("utf-8", "replace")
@@ -130,6 +131,15 @@ class App:
         ledger = await self.ledger()
         row = f"poison:{_safe(message_id)}"
         await attempt(lambda: ledger.put_app_row(row, columns), clock=now, deadline=now() + POISON_TIME)
+
+    async def _unpoison(self, message_id: str) -> None:
+        """What is done is done, even where the row that foretold its failure cannot be taken back."""
+        ledger = await self.ledger()
+        row = f"poison:{_safe(message_id)}"
+        try:
+            await attempt(lambda: ledger.remove_app_rows([row]), clock=now, deadline=now() + POISON_TIME)
+        except PoolError as error:
+            log.warning("wake-up %s went well at its last attempt, and its row %s could not be removed: %s", message_id, row, error)
 
     async def reconcile(self) -> None:
         """The timer's pass."""
