@@ -25,10 +25,11 @@ def silent_for(now: datetime, runner: Runner) -> timedelta:
     return now - since if since else timedelta(0)
 
 
-def basis(now: datetime, runner: Runner, agent: AgentWord, polled_at: datetime | None) -> Basis | None:
+def basis(now: datetime, runner: Runner, agent: AgentWord, polled_at: datetime | None, *, unfinished: bool = False) -> Basis | None:
     """Which sentence of rule 1 allows this runner's VM to be deleted now, None when none does.
 
-    `agent` is what a poll at `polled_at` brought. Nothing polled proves nothing.
+    `agent` is what a poll at `polled_at` brought. Nothing polled proves nothing. `unfinished`: GitHub has named a job that runs
+    there, and knows it still. Then an agent's silence proves nothing either; GitHub, asked, says when that job is over.
     """
     if runner.completed_job is not None:
         return Basis.COMPLETED
@@ -39,6 +40,6 @@ def basis(now: datetime, runner: Runner, agent: AgentWord, polled_at: datetime |
     if isinstance(agent, AgentStatus):
         settled = polled_at >= runner.deregistered_at + SETTLE + SKEW
         return Basis.CLEAR if settled and not agent.worker else None
-    if agent is AgentTrouble.SILENT and silent_for(now, runner) >= SILENCE:
+    if agent is AgentTrouble.SILENT and silent_for(now, runner) >= SILENCE and not unfinished:
         return Basis.SILENT
     return None

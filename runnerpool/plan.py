@@ -69,12 +69,18 @@ def withdrawals(now: datetime, world: World, seen: Seen) -> Iterable[Action]:
             continue
         if _nothing_left(runner):
             continue  # forgets() drops the row
-        allowed = basis(now, runner, seen.agents.get(runner.name), seen.at)
+        allowed = basis(now, runner, seen.agents.get(runner.name), seen.at, unfinished=_unfinished(runner, world))
         if allowed is not None:
             yield Delete(runner.name, allowed, runner.reason if runner.state is S.FAILED else f"{allowed}: {runner.reason}")
         elif runner.state is not S.RETIRING and runner.deregistered_at is None:
             reason = "its runner has ended and GitHub has not said how" if overdue else runner.reason
             yield Retire(runner.name, reason)
+
+
+def _unfinished(runner: Runner, world: World) -> bool:
+    """Whether GitHub has named a job that runs there and has not said since that it is over, or that it knows no such job."""
+    job = world.jobs.get(runner.busy_job or "")  # a job of another pool's is not here: that pool asks, and forwards the answer
+    return runner.busy_job is not None and (job is None or job.missing_since is None)
 
 
 def _over_without_word(now: datetime, runner: Runner, seen: Seen) -> bool:

@@ -291,8 +291,8 @@ class SmallWorld:
             return
         box = self.boxes.get(row.name)
         if box is not None:
-            # A DELETE answered 204 in mid-job and an agent silent for 15 minutes, both at once, is what rule 1 leaves.
-            if box.job is not None and row.basis is not Basis.SILENT:
+            # What rule 1 leaves: a DELETE answered 204 in mid-job, no word of the job, and an agent silent for 15 minutes.
+            if box.job is not None and (row.basis is not Basis.SILENT or row.busy_job is not None):
                 self.killed.append(row.name)
             self.deleted.add(row.name)
             if fate != "unanswered":  # else accepted, and not carried out

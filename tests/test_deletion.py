@@ -52,6 +52,12 @@ def test_what_allows_a_vm_to_be_deleted(row: Runner, word: AgentWord, polled_at:
     assert basis(NOW, row, word, polled_at) is expected
 
 
+@pytest.mark.parametrize(("word", "expected"), [(SILENT, None), (CLEAR, Basis.CLEAR)])
+def test_silence_does_not_end_a_job_that_github_has_named(word: AgentWord, expected: Basis | None) -> None:
+    row = runner(S.BUSY, busy_job="1", deregistered_at=GONE, silent_since=NOW - 4 * SILENCE)
+    assert basis(NOW, row, word, NOW, unfinished=True) is expected
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

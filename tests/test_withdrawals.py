@@ -38,6 +38,7 @@ def polled(row: Runner, word: AgentStatus | AgentTrouble) -> Seen:
 
 CLEAR, WORKER = status(AgentPhase.EXITED, binding=7), status(AgentPhase.BUSY, worker=True, binding=7)
 GONE: dict[str, Any] = {"deregistered_at": NOW - 10 * MINUTE}
+QUIET: dict[str, Any] = {**GONE, "answered_at": NOW - HOUR, "silent_since": NOW - HOUR}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,9 @@ GONE: dict[str, Any] = {"deregistered_at": NOW - 10 * MINUTE}
         (runner(S.BUSY, age=HOUR, **GONE), CLEAR, Delete),
         (runner(S.BUSY, age=HOUR, **GONE), WORKER, None),
         (runner(S.BUSY, age=10 * HOUR), AgentTrouble.SILENT, None),  # GitHub named a job and nobody said that it is over
+        (runner(S.BUSY, age=10 * HOUR, **QUIET), AgentTrouble.SILENT, None),  # nor when its registration went in mid-job
+        (runner(S.RETIRING, age=10 * HOUR, busy_job="1", **QUIET), AgentTrouble.SILENT, None),
+        (runner(S.BUSY, age=10 * HOUR, busy_job=None, **QUIET), AgentTrouble.SILENT, Delete),
     ],
 )
 def test_what_is_over_is_deleted_where_rule_1_allows_it_and_retired_where_it_does_not_yet(
@@ -77,6 +81,19 @@ def test_what_is_over_is_deleted_where_rule_1_allows_it_and_retired_where_it_doe
 ) -> None:
     actions = planned([row], seen=polled(row, word) if word else Seen())
     assert [type(action) for action in actions] == ([kind] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("known", "kind"),
+    [
+        (job("1", started_at=NOW - HOUR), None),
+        (job("1", started_at=NOW - HOUR, missing_since=NOW), Delete),  # its run was deleted: nobody will say that it is over
+    ],
+)
+def test_a_silent_vm_is_kept_as_long_as_github_knows_the_job_that_it_named(known: Job, kind: type[Action] | None) -> None:
+    row = runner(S.BUSY, age=10 * HOUR, busy_job="1", **QUIET)
+    actions = planned([row, known], seen=polled(row, AgentTrouble.SILENT))
+    assert [type(action) for action in actions if not isinstance(action, Park)] == ([kind] if kind else [])
 
 
 # ---------------------------------------------------------------------------------------------- asking GitHub
