@@ -81,6 +81,6 @@ def test_a_burst_of_jobs_in_a_second_get_their_intents_at_a_bounded_cost(maximum
     assert len(served) == min(JOBS, maximum)
     each = world.table.operations / JOBS
     checks = world.checks
-    print(f"{each:.1f} table operations a job, {checks.lost_plans} lost commits, {checks.most_points} points in a minute")
+    print(f"{each:.1f} table operations a job, {checks.lost_plans} lost commits, {checks.limits.most_points} points in a minute")
     assert each <= OPERATIONS_PER_JOB
     assert world.checks.lost_plans <= LOST_PLANS, world.checks.lost_plans

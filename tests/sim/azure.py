@@ -76,7 +76,6 @@ class AzureState:
         self.nics[f"{name}x-nic"] = SimNic(f"{name}x-nic", None, f"10.9.1.{len(self.nics)}", tags)
 
     def create(self, spec: VmSpec) -> None:
-        self._write()
         if spec.name in self.vms:
             raise Conflict(f"412: VM {spec.name} exists")
         world, faults = self.world, self.world.faults
@@ -142,7 +141,6 @@ class AzureState:
             self.world.later(self.world.life.uniform(5, 60), self._remove, vm)
 
     def delete(self, name: str) -> None:
-        self._write()
         vm = self.vms.get(name)
         self.world.checks.vm_deleting(name, vm)
         if vm is None or vm.state is VmState.DELETING:
@@ -177,7 +175,6 @@ class AzureState:
             del self.nics[nic.name]
 
     def delete_nic(self, name: str) -> None:
-        self._write()
         nic = self.nics.get(name)
         if nic is None:
             return
@@ -185,9 +182,6 @@ class AzureState:
         if self.world.loop.time() < nic.free_at:
             raise RetryLater("NicReservedForAnotherVm: held for 180 seconds", after=None)
         del self.nics[name]
-
-    def _write(self) -> None:
-        self.world.checks.arm_write()
 
     def listed(self) -> list[Vm]:
         now = self.world.loop.time()

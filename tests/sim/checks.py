@@ -7,28 +7,26 @@ those of the list of invariants that the simulation is to prove; 0 is an error t
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runnerpool.errors import PoolError
 from runnerpool.intake import Receipt
-from runnerpool.ports import AgentStatus, Alert, Insert, Operation, Remove, VmState
+from runnerpool.ports import Alert, Insert, Operation, Remove, VmState
+from tests.sim.evidence import Evidence
 from tests.sim.github import SECRET, SimJob, SimRunner
+from tests.sim.limits import Limits
 from tests.sim.scenario import PREFIX
 
 if TYPE_CHECKING:
     from tests.sim.azure import SimNic, SimVm
     from tests.sim.deliveries import Sent
     from tests.sim.machines import Machine
-    from tests.sim.process import Process
     from tests.sim.world import World
 
 OURS = re.compile(rf"{PREFIX}-[a-z0-9-]+-[a-z0-9]{{10}}")
-SILENCE = 900.0
-POINTS_A_MINUTE = 900
-ARM_BUCKET, ARM_REFILL = 200.0, 10.0
 
 _LATER = {"ready", "binding", "registered", "busy", "finished", "retiring", "failed", "deleting"}
 MAY_BECOME: Mapping[str, Collection[str]] = {
@@ -65,28 +63,25 @@ class Checks:
 
     world: World
     violations: list[Violation] = field(default_factory=list)
-    remainder: int = 0  # deletions in mid-job that rule 1 knowingly leaves: see `_lost_for_good`
+    remainder: int = 0  # deletions in mid-job that rule 1 knowingly leaves: see evidence.py
     defects: dict[str, int] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     states: dict[str, str] = field(default_factory=dict)
     watching: list[str] | None = None
     alerts: list[Alert] = field(default_factory=list)
-    most_points: int = 0
     lost_plans: int = 0  # commits that lost the pool's head to another worker
     for_jobs: int = 0  # VMs that a plan asked for, for a job
     for_warmth: int = 0  # the same for the warm minimum, without those that Azure had no room for
+    taken_back: set[str] = field(default_factory=set)  # rows of wake-ups that went well at their last attempt
     changed_at: float = 0.0  # when something last happened: a fact came or a runner's state changed
+    evidence: Evidence = field(init=False)
+    limits: Limits = field(init=False)
     _reached: dict[str, str] = field(default_factory=dict)
-    _mints: dict[str, list[SimRunner]] = field(default_factory=dict)
-    _minted_at: dict[str, float] = field(default_factory=dict)
-    _completed: set[str] = field(default_factory=set)
-    _removed_at: dict[str, float] = field(default_factory=dict)
-    _lists: dict[str, deque[tuple[float, frozenset[str]]]] = field(default_factory=dict)
-    _spoke_at: dict[str, float] = field(default_factory=dict)
-    _clear_at: dict[str, float] = field(default_factory=dict)
     _run_again: set[str] = field(default_factory=set)
-    _tokens: float = ARM_BUCKET
-    _tokens_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.evidence = Evidence(self.world)
+        self.limits = Limits(partial(self.broken, 9))
 
     def broken(self, invariant: int, text: str) -> None:
         violation = Violation(invariant, text, self.world.loop.time())
@@ -104,43 +99,12 @@ class Checks:
         machine = vm.machine
         job = machine.runner.job if machine is not None and machine.runner is not None else None
         if machine is not None and machine.running and job is not None and job.status == "in_progress":
-            if self._lost_for_good(machine):
+            if self.evidence.lost_for_good(machine):
                 self.remainder += 1
             else:
                 self.broken(1, f"VM {name} is deleted while it runs job {job.plan.job_id}")
-        if why_not := self._not_allowed(name, vm):
+        if why_not := self.evidence.forbids(name, vm):
             self.broken(2, f"VM {name} is deleted, and {why_not}")
-
-    def _silent(self, name: str, since: float) -> bool:
-        """For 15 minutes, as far as clocks that are 2 minutes off can tell."""
-        quiet_since = max(self._spoke_at.get(name, 0.0), since)
-        return self.world.loop.time() - quiet_since >= SILENCE
-
-    def _lost_for_good(self, machine: Machine) -> bool:
-        """GitHub took the registration away in mid-job, and the agent has been silent ever since."""
-        vm = self.world.azure.vms[machine.name]
-        return machine.runner is not None and not machine.runner.registered and self._silent(machine.name, vm.made)
-
-    def _not_allowed(self, name: str, vm: SimVm) -> str:
-        """Why rule 1 forbids this deletion, "" where it does not."""
-        mints = self._mints.get(name, [])
-        if name in self._completed or not mints:
-            return ""
-        if any(runner.registered for runner in mints):
-            return "it is still registered"
-        if not self._asked(name):
-            return "GitHub never said that its registration is gone"
-        gone_at = max(self._removed_at.get(name, 0.0), self._minted_at[name])
-        if self._clear_at.get(name, -1.0) >= gone_at or self._silent(name, vm.made):
-            return ""
-        return "after its registration was gone its agent neither saw no worker nor was silent for 15 minutes"
-
-    def _asked(self, name: str) -> bool:
-        minted = self._minted_at[name]
-        if self._removed_at.get(name, -1.0) >= minted:
-            return True
-        lists = self._lists.get(self._mints[name][-1].target, ())
-        return any(at >= minted and name not in names for at, names in lists)
 
     def nic_deleting(self, nic: SimNic) -> None:
         owner = nic.name.removesuffix("-nic")
@@ -153,20 +117,6 @@ class Checks:
         if runner.foreign or OURS.fullmatch(runner.name) is None:
             self.broken(7, f"runner {runner.name} is not ours and is removed")
 
-    # ------------------------------------------------------------------------------------------ evidence for 2
-
-    def listed(self, _process: Process, target: str, names: set[str]) -> None:
-        self._lists.setdefault(target, deque(maxlen=40)).append((self.world.loop.time(), frozenset(names)))
-
-    def deregistered(self, name: str) -> None:
-        self._removed_at[name] = self.world.loop.time()
-
-    def agent_spoke(self, machine: Machine, status: AgentStatus) -> None:
-        now = self.world.loop.time()
-        self._spoke_at[machine.name] = now
-        if not status.worker:
-            self._clear_at[machine.name] = now
-
     # ------------------------------------------------------------------------------------------ 3, 4, 5
 
     def vm_created(self, vm: SimVm, encoded: str | None) -> None:
@@ -176,8 +126,7 @@ class Checks:
         if encoded is not None:
             self._reach(encoded, vm.name)
         alive = sum(
-            other.tags.get("runnerpool-pool") == pool and other.state is not VmState.DELETING and not other.deletion_accepted
-            for other in self.world.azure.vms.values()
+            other.tags.get("runnerpool-pool") == pool and not other.deletion_accepted for other in self.world.azure.vms.values()
         )
         maximum = next((p.maximum_pool_size for p in self.world.scenario.config.pools if p.name == pool), 0)
         if alive > maximum:
@@ -197,11 +146,13 @@ class Checks:
         self._reach(encoded, name)
 
     def minted(self, runner: SimRunner) -> None:
-        others = [other for other in self._mints.get(runner.name, []) if other.registered]
+        others = [other for other in self.evidence.mints.get(runner.name, []) if other.registered]
         if others:
             self.broken(4, f"{runner.name} is registered at {others[0].target} and at {runner.target}")
-        self._mints.setdefault(runner.name, []).append(runner)
-        self._minted_at[runner.name] = self.world.loop.time()
+        vm = self.world.azure.vms.get(runner.name)
+        if vm is not None and vm.machine is not None and vm.machine.jobs:
+            self.broken(5, f"VM {runner.name} is registered again after job {vm.machine.jobs[0]}")
+        self.evidence.minted(runner)
 
     def job_begins(self, machine: Machine, job: SimJob) -> None:
         if len(machine.jobs) > 1:
@@ -217,19 +168,19 @@ class Checks:
     # ------------------------------------------------------------------------------------------ 6: nothing comes in, nothing leaks
 
     def received(self, sent: Sent, receipt: Receipt) -> None:
-        if sent.forged == "unsigned" and (receipt.row or receipt.wakeup or receipt.status < 400):
-            self.broken(6, f"a delivery that is wrongly signed was accepted: {receipt.body}")
-        if sent.forged in ("foreign", "public") and (receipt.wakeup or receipt.row):
-            self.broken(6, f"a foreign or public repository's delivery is demand: {receipt.body}")
-        if receipt.status < 300 and receipt.row is not None and '"completed"' in str(receipt.row):
-            name = re.search(r'"runner_name":"([^"]+)"', str(receipt.row))
-            if name:
-                self._completed.add(name[1])
+        if sent.forged in ("unsigned", "wrongly signed") and (receipt.row or receipt.wakeup or receipt.status < 400):
+            self.broken(6, f"a delivery that is {sent.forged} was accepted: {receipt.body}")
+        if sent.forged in ("foreign", "public", "unlisted") and (receipt.wakeup or receipt.row):
+            self.broken(6, f"the delivery of a repository that is {sent.forged} is demand: {receipt.body}")
         self.secret("an answer", str(receipt.body))
-
-    def told_completed(self, name: str) -> None:
-        """GitHub's API, asked, said that the job of this runner is over."""
-        self._completed.add(name)
+        if receipt.row is None:
+            return
+        self.secret("a delivery's row", str(receipt.row))
+        name = re.search(r'"runner_name":"([^"]+)"', str(receipt.row))
+        if receipt.status < 300 and name and '"completed"' in str(receipt.row):
+            self.evidence.completed.add(name[1])
+        if receipt.status < 300 and name and '"in_progress"' in str(receipt.row):
+            self.evidence.running(name[1])
 
     def secret(self, where: str, text: str) -> None:
         if SECRET in text:
@@ -260,7 +211,9 @@ class Checks:
                 self.watching.append(f"{partition}/{row}")
             if row.startswith("fact:"):
                 self.changed_at = self.world.loop.time()
-            if not isinstance(operation, Remove):
+            if isinstance(operation, Remove):
+                self.taken_back.add(row)
+            else:
                 self.secret(f"row {row}", "\n".join(map(str, operation.columns.values())))
             if row.startswith("runner:"):
                 self._runner_written(row.removeprefix("runner:"), operation)
@@ -281,10 +234,14 @@ class Checks:
             asked, for_job = after == "requested", "job_id" in operation.columns
             self.for_jobs += asked and for_job
             self.for_warmth += asked and not for_job
-            if before is not None and after != "failed":
-                self.broken(8, f"{name} comes again as {after} after it was {before}")
+            if after != "failed" and (before is not None or after != "requested"):
+                self.broken(8, f"{name} comes as {after} after it was {before or 'nothing'}")
         elif after != before and after not in MAY_BECOME.get(before or "", ()):
             self.broken(8, f"{name} goes from {before} to {after}")
+        if after == "deleting":
+            self.evidence.decided(name)
+        if operation.columns.get("busy_job"):
+            self.evidence.running(name)
         if after != before:
             reason = str(operation.columns.get("reason", ""))
             self.for_warmth -= "job_id" not in operation.columns and reason.startswith("no offer is left") and after == "failed"
@@ -297,18 +254,11 @@ class Checks:
 
     # ------------------------------------------------------------------------------------------ 9: limits
 
-    def github_points(self, recent: deque[tuple[float, int]]) -> None:
-        total = sum(points for _, points in recent)
-        self.most_points = max(self.most_points, total)
-        if total > POINTS_A_MINUTE:
-            self.broken(9, f"{total} GitHub points in a minute")
-
-    def arm_write(self) -> None:
-        now = self.world.loop.time()
-        self._tokens = min(ARM_BUCKET, self._tokens + (now - self._tokens_at) * ARM_REFILL) - 1
-        self._tokens_at = now
-        if self._tokens < 0:
-            self.broken(9, "ARM's bucket of writes is empty")
+    def called(self, service: str, *, write: bool, what: str) -> None:
+        """A call has reached its service, and is counted there whatever becomes of it."""
+        self.limits.count(self.world.loop.time(), service, write=write, what=what)
+        if self.watching is not None and write and service in ("github", "azure"):
+            self.watching.append(f"{service} {what}")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from runnerpool import rows
-from runnerpool.config import warm_minimum
 from runnerpool.model import RunnerState
 from runnerpool.ports import VmState
 from tests.sim.checks import OURS
 from tests.sim.loop import EPOCH
-from tests.sim.scenario import PREFIX
+from tests.sim.scenario import HOUR, PREFIX, warm_wanted
 
 if TYPE_CHECKING:
     from tests.sim.github import SimJob
@@ -55,7 +55,7 @@ def _fleet(world: World) -> Iterable[tuple[int, str]]:
             yield 11, f"NIC {nic.name} has no VM"
     for pool in world.scenario.config.pools:
         mine = [runner for runner in runners.values() if runner.pool == pool.name]
-        wanted = warm_minimum(pool, world.now())
+        wanted = warm_wanted(pool, world.now())
         states = Counter(str(runner.state) for runner in mine)
         if len(mine) != wanted or any(runner.state not in IDLE for runner in mine):
             yield 13, f"pool {pool.name} has {dict(states)}, wanted are {wanted} warm"
@@ -87,8 +87,17 @@ def allowed_hours(world: World) -> float:
     idle = max(pool.idle_timeout.total_seconds() for pool in config.pools)
     jobs = sum(job.plan.seconds + (1 + _in_vain(world, job)) * (slowest + idle + 300) for job in world.github.jobs.values())
     minutes = range(0, int(world.loop.time() / 60), 10)
-    warm = sum(warm_minimum(pool, EPOCH + timedelta(minutes=minute)) / 6 for pool in config.pools for minute in minutes)
+    warm = sum(warm_wanted(pool, EPOCH + timedelta(minutes=minute)) / 6 for pool in config.pools for minute in minutes)
     return jobs / 3600 + 1.1 * warm + len(config.pools)
+
+
+def _most_vms(world: World) -> int:
+    """One for each job that came to be queued, and those that are kept warm each time that a pool begins to keep more."""
+    pools = world.scenario.config.pools
+    hours = range(int(world.loop.time() / HOUR) + 1)
+    levels = [[warm_wanted(pool, EPOCH + timedelta(hours=hour)) for hour in hours] for pool in pools]
+    rises = sum(max(b - a, 0) for level in levels for a, b in pairwise([0, *level]))
+    return len(world.github.jobs) + rises
 
 
 def _in_vain(world: World, job: SimJob) -> float:
@@ -107,7 +116,13 @@ def reckoning(world: World) -> Iterable[tuple[int, str]]:
     hours, allowed = world.vm_hours(), allowed_hours(world)
     if hours > allowed * (WASTE if world.faulty else 1.0):
         yield 14, f"{hours:.1f} VM-hours for what may cost {allowed:.1f}"
-    poisoned = {entity.row for entity in world.table.everything() if entity.row.startswith("poison:")}
+    if not world.faulty and world.azure.made > (most := _most_vms(world)):
+        yield 14, f"{world.azure.made} VMs were made where {most} would do"
+    poisoned = {entity.row: entity.columns for entity in world.table.everything() if entity.row.startswith("poison:")}
     for message in world.host.poisoned:
-        if f"poison:m{message.number}" not in poisoned and not message.last_run_killed:
-            yield 15, f"message {message.number} failed for good without a row that says so"
+        row = f"poison:m{message.number}"
+        if not message.began or row in world.checks.taken_back:
+            continue  # it died before its first call was answered, or after it had done its work
+        said = poisoned.get(row, {})
+        if not (said.get("error") and said.get("message") == message.body.decode()):
+            yield 15, f"message {message.number} failed for good without a row that says so: {said}"

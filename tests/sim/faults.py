@@ -28,11 +28,12 @@ MOST: dict[str, dict[str, float]] = {
         "github secondary limit, nameless": 0.03,
         "github hangs": 0.01,
         "removed in mid-job": 0.5,
-        "list shifts": 0.005,
+        "list shifts": 0.02,
         "reaped while booting": 0.1,
         "reaped while idle": 0.3,
         "exits without a job": 0.1,
         "slow to assign": 0.1,
+        "taken elsewhere": 0.03,
     },
     "azure": {
         "azure 429": 0.05,
@@ -63,6 +64,7 @@ MOST: dict[str, dict[str, float]] = {
         "timer doubled": 0.2,
         "message seen twice": 0.1,
         "hidden for 10 minutes": 0.05,
+        "fails four times": 0.03,
     },
     "storage": {
         "storage throttles": 0.02,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,6 +30,8 @@ SECRET = "s3cr3t"
 
 @dataclass(slots=True)
 class SimJob:
+    """`lost` when its VM was taken from under it: by Azure, or by us in what rule 1 leaves, which `checks` looks at."""
+
     plan: JobPlan
     target: str
     created_at: datetime
@@ -39,6 +40,12 @@ class SimJob:
     started_at: datetime | None = None
     completed_at: datetime | None = None
     runner: SimRunner | None = None
+    lost: bool = False
+
+    @property
+    def excused(self) -> bool:
+        """Whether it need not end well: people cancelled it, or its VM was taken away."""
+        return self.lost or self.plan.cancelled_after is not None
 
 
 @dataclass(slots=True)
@@ -66,7 +73,6 @@ class GitHubState:
     jobs: dict[str, SimJob] = field(default_factory=dict)
     runners: dict[int, SimRunner] = field(default_factory=dict)
     by_jit: dict[str, SimRunner] = field(default_factory=dict)
-    points: deque[tuple[float, int]] = field(default_factory=deque)
     queued: dict[str, dict[str, SimJob]] = field(default_factory=dict)
     rerun: set[str] = field(default_factory=set)
     _kicked: set[str] = field(default_factory=set)
@@ -103,6 +109,7 @@ class GitHubState:
 
     def _give_up(self, job: SimJob) -> None:
         if job.status == "queued":
+            self.world.checks.broken(10, f"job {job.plan.job_id} was queued for a day, and nobody took it")
             self.complete(job, "cancelled")
 
     def _cancel(self, job: SimJob) -> None:
@@ -116,6 +123,15 @@ class GitHubState:
             slow = self.world.faults.roll("slow to assign")
             self.world.later(self.world.life.uniform(20, 100) if slow else self.world.life.uniform(0.5, 4), self._assign, target)
 
+    def _elsewhere(self, waiting: dict[str, SimJob], job: SimJob) -> None:
+        """A runner that is none of ours takes a job that we have made a VM for."""
+        self._next_id += 1
+        del waiting[job.plan.job_id]
+        job.runner = SimRunner(self._next_id, f"elsewhere-{self._next_id}", job.target, frozenset(), "", foreign=True)
+        job.status, job.started_at, job.runner.job = "in_progress", self.world.now(), job
+        self.world.host.deliver(job, "in_progress")
+        self.world.later(job.plan.seconds, self.complete, job, "success")
+
     def _assign(self, target: str) -> None:
         self._kicked.discard(target)
         waiting = self.queued.get(target, {})
@@ -125,6 +141,9 @@ class GitHubState:
             self.world.later(30.0, self.kick, target)  # until somebody mends the runner group
         for job in list(waiting.values()):
             if job.plan.repository == refused:
+                continue
+            if self.world.faults.roll("taken elsewhere"):
+                self._elsewhere(waiting, job)
                 continue
             wanted = {label.lower() for label in job.plan.labels}
             runner = next((runner for runner in idle if wanted <= runner.labels), None)
@@ -154,7 +173,6 @@ class GitHubState:
 
     def run_again(self, repository: str, job_id: str) -> None:
         """One job of a run that is over: it comes again under a new id, with the next attempt's number."""
-        self.spend(5)
         self.authorised()
         job = self.jobs.get(job_id)
         if job is None or job.plan.repository != repository or job.status != "completed":
@@ -201,6 +219,7 @@ class GitHubState:
         runner.online = False
         if runner.job is not None:
             job = runner.job
+            job.lost = True
             self.world.later(self.world.life.uniform(0.5, 1.0) * NOTICES, self.complete, job, "failure")
 
     def _reap(self, runner: SimRunner) -> None:
@@ -209,7 +228,6 @@ class GitHubState:
             self.drop(runner)
 
     def mint(self, target: str, name: str, labels: Sequence[str]) -> JitConfig:
-        self.spend(5)
         self.authorised()
         return self.register(target, name, labels)
 
@@ -227,7 +245,6 @@ class GitHubState:
         return JitConfig(runner.runner_id, encoded)
 
     def remove(self, target: str, runner_id: int) -> Removal:
-        self.spend(5)
         runner = self.runners.get(runner_id)
         if self.world.faults.during("permission lost") or runner is None or runner.target != target:
             return Removal.ABSENT
@@ -238,19 +255,12 @@ class GitHubState:
             self.world.note(f"GitHub answers 204 in mid-job for {runner.name}")
         self.drop(runner)
         self.world.note(f"GitHub removes {runner.name} ({runner_id})")
-        self.world.checks.deregistered(runner.name)
+        self.world.checks.evidence.deregistered(runner.name)
         return Removal.REMOVED
 
     def authorised(self) -> None:
         if self.world.faults.during("permission lost"):
             raise Misconfigured("GitHub answers 404: a permission is missing", area="auth")
-
-    def spend(self, points: int) -> None:
-        now = self.world.loop.time()
-        self.points.append((now, points))
-        while self.points[0][0] <= now - 60:
-            self.points.popleft()
-        self.world.checks.github_points(self.points)
 
     def seen(self, runner: SimRunner) -> Registration:
         busy = runner.job is not None and self.world.loop.time() - runner.busy_since >= BUSY_LAG
@@ -279,12 +289,11 @@ class GitHubPort:
         state = self._state
 
         def effect() -> list[Registration]:
-            state.spend(1)
             state.authorised()
             found = [state.seen(runner) for runner in state.runners.values() if runner.target == target]
             if found and state.world.faults.roll("list shifts"):
                 found.remove(state.world.chance.choice(found))  # between two pages another one went, and this one moved up
-            state.world.checks.listed(self._process, target, {registration.name for registration in found})
+            state.world.checks.evidence.listed(target, {registration.name for registration in found})
             return found
 
         return await self._process.call("github", effect)
@@ -293,7 +302,6 @@ class GitHubPort:
         state = self._state
 
         def effect() -> Registration | None:
-            state.spend(1)
             state.authorised()
             return next((state.seen(r) for r in state.runners.values() if r.target == target and r.name == name), None)
 
@@ -303,13 +311,12 @@ class GitHubPort:
         state = self._state
 
         def effect() -> JobReport | None:
-            state.spend(1)
             job = state.jobs.get(job_id)
             if job is None or state.world.faults.during("permission lost"):
                 return None
             runner = job.runner
             if job.status == "completed" and runner is not None:
-                state.world.checks.told_completed(runner.name)
+                state.world.checks.evidence.completed.add(runner.name)
             return JobReport(
                 job_id=job_id,
                 status=job.status,
@@ -327,21 +334,18 @@ class GitHubPort:
 
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         def effect() -> RunnerPackage:
-            self._state.spend(1)
             return RunnerPackage(version="2.330.0", url="https://example.invalid/runner-2.330.0.tar.gz", sha256="0" * 64)
 
         return await self._process.call("github", effect)
 
     async def failed_deliveries(self, since: datetime) -> list[Delivery]:
         def effect() -> list[Delivery]:
-            self._state.spend(1)
             return self._state.world.host.failed(since)
 
         return await self._process.call("github", effect)
 
     async def redeliver(self, delivery: Delivery) -> None:
         def effect() -> None:
-            self._state.spend(5)
             self._state.world.host.redeliver(delivery)
 
         await self._process.call("github", effect, write=True)

@@ -30,7 +30,7 @@ from tests.sim.deliveries import SECRET_KEY, Sent, payload, signed
 from tests.sim.github import GitHubPort, SimJob
 from tests.sim.machines import AgentsPort
 from tests.sim.people import AlertsPort
-from tests.sim.process import CURRENT, Killed, Process
+from tests.sim.process import CURRENT, INVOCATION, Invocation, Killed, Process
 from tests.sim.scenario import PREFIX
 from tests.sim.storage import TablePort
 
@@ -60,7 +60,7 @@ class Message:
     number: int
     body: bytes
     dequeued: int = 0
-    last_run_killed: bool = False
+    began: bool = True  # whether its last attempt lived so long that a call was answered
 
 
 @dataclass(slots=True)
@@ -145,10 +145,11 @@ class Host:
         for instance in [*self.instances, *([self.timer] if self.timer else [])]:
             instance.process.kill()
 
-    def _invoke(self, instance: Instance, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _invoke(self, instance: Instance, work: Coroutine[Any, Any, None], invocation: Invocation) -> asyncio.Task[None]:
         """One invocation, ended by the death of its instance when it takes too long."""
         context = copy_context()
         context.run(CURRENT.set, instance.process)
+        context.run(INVOCATION.set, invocation)
         task = self.world.loop.create_task(work, context=context)
         timeout = self.world.loop.call_later(TIMEOUT, instance.process.kill)
         instance.running += 1
@@ -197,7 +198,7 @@ class Host:
             instance = self.instance("timer")
         self.timer = instance
         self.timer_busy += 1
-        task = self._invoke(instance, instance.app.reconcile())
+        task = self._invoke(instance, instance.app.reconcile(), Invocation())
         task.add_done_callback(self._fired)
 
     def _fired(self, task: asyncio.Task[None]) -> None:
@@ -219,6 +220,8 @@ class Host:
     def put(self, body: bytes) -> None:
         self.wakeups += 1
         message = self.queue[self.wakeups] = Message(self.wakeups, body)
+        if self.world.faults.roll("fails four times"):
+            message.dequeued = MOST_DEQUEUED - 1
         self.world.checks.message(body)
         self._show(message, 0.0)
 
@@ -241,22 +244,24 @@ class Host:
             return
         message.dequeued += 1
         if self.world.faults.roll("hidden for 10 minutes"):
-            message.last_run_killed = True
+            message.began = False
             self._show(message, HIDDEN)
             return
         instance = self.world.life.choice(free)
-        task = self._invoke(instance, instance.app.provision(message.body, f"m{message.number}", message.dequeued))
-        task.add_done_callback(lambda done: self._taken(message, done))
+        invocation = Invocation()
+        task = self._invoke(instance, instance.app.provision(message.body, f"m{message.number}", message.dequeued), invocation)
+        task.add_done_callback(lambda done: self._taken(message, done, invocation))
         if self.world.faults.roll("message seen twice"):
             self._show(message, self.world.faults.span(0, 30))
 
-    def _taken(self, message: Message, task: asyncio.Task[None]) -> None:
+    def _taken(self, message: Message, task: asyncio.Task[None], invocation: Invocation) -> None:
         if self._outcome(f"message {message.number}", task):
             self.queue.pop(message.number, None)
             self.poisoned = [poisoned for poisoned in self.poisoned if poisoned is not message]
             return
-        message.last_run_killed = isinstance(task.exception(), Killed)
-        self._show(message, HIDDEN if message.last_run_killed else VISIBILITY)
+        killed = isinstance(task.exception(), Killed)
+        message.began = invocation.answered > 0 or not killed
+        self._show(message, HIDDEN if killed else VISIBILITY)
 
     # ------------------------------------------------------------------------------------------ deliveries
 

@@ -154,7 +154,9 @@ class AgentsPort:
             if world.faults.during("keys rotated wrongly") or machine.name != name:
                 return AgentTrouble.REFUSED
             status = machine.status()
-            world.checks.agent_spoke(machine, status)
+            world.checks.evidence.spoke(name)
+            if not status.worker:
+                world.checks.evidence.clear(name)
             return status
 
         try:
@@ -171,6 +173,7 @@ class AgentsPort:
                 raise RetryLater(f"the agent of {name} gives no answer", uncertain=True)
             if world.faults.during("keys rotated wrongly"):
                 raise RetryLater(f"the agent of {name} refuses our token")
+            world.checks.evidence.spoke(name)
             return machine.start(config)
 
         return await self._process.call("agent", effect, write=True)

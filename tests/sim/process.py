@@ -24,6 +24,13 @@ class Killed(BaseException):
     """This process is dead: no code of its may do anything any more."""
 
 
+class Invocation:
+    """How far one invocation got: how many calls were answered to it, and to what it shares with others."""
+
+    answered = 0
+
+
+INVOCATION: ContextVar[Invocation] = ContextVar("INVOCATION")
 CURRENT: ContextVar[Process] = ContextVar("CURRENT")
 """The process whose code runs: a context is inherited by tasks, as memory is within a process."""
 
@@ -69,14 +76,18 @@ class Process:
         answer: asyncio.Future[T] = loop.create_future()
         self._pending[answer] = None
         loop.call_later(self.world.latency(service), self._arrive, answer, service, effect, write, what)
-        return await answer
+        result = await answer
+        INVOCATION.get().answered += 1
+        return result
 
     def _arrive(self, answer: asyncio.Future[T], service: str, effect: Callable[[], T], write: bool, what: str) -> None:
         self._pending.pop(answer, None)
         if not self.alive:
             if write and self.world.chance.random() < 0.5:
+                self.world.checks.called(service, write=write, what=what)
                 self._carry_out(None, effect)
             return
+        self.world.checks.called(service, write=write, what=what)
         trouble = self.world.faults.trouble(service, write=write, what=what)
         if trouble is None:
             self._carry_out(answer, effect)

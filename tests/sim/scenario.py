@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from random import Random
 from typing import Any
 
-from runnerpool.config import Config
+from runnerpool.config import Config, PoolConfig
 
 MINUTE, HOUR = 60.0, 3600.0
 PREFIX = "hw"
@@ -110,6 +111,15 @@ def _pool(rng: Random, name: str, labels: list[str]) -> dict[str, Any]:
         window = {"cron": f"* {low}-{high} * * *", "minimum_warm_vms": min(rng.randint(0, 5), maximum)}
         pool["warm_schedule"] = [window]
     return pool
+
+
+def warm_wanted(pool: PoolConfig, moment: datetime) -> int:
+    """How many idle VMs this pool is to keep at that moment, read off the window's two hours, as `_pool` writes them."""
+    for window in pool.warm_schedule:
+        low, high = window.cron.split()[1].split("-")
+        if int(low) <= moment.hour <= int(high):
+            return window.minimum_warm_vms
+    return pool.minimum_warm_vms
 
 
 def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day: float, usual: int) -> list[JobPlan]:

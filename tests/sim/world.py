@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, TypeVar
 
 from runnerpool import app
-from runnerpool.config import warm_minimum
 from tests.memory_table import MemoryTable
 from tests.sim import converged, onlookers, scenario, strangers
 from tests.sim.azure import AzureState
@@ -44,7 +43,8 @@ class Outcome:
 
     seed: int
     jobs: int
-    completed: frozenset[str]
+    succeeded: frozenset[str]
+    excused: frozenset[str]  # jobs that may end otherwise: people cancelled them, or what they ran on was taken away
     violations: list[Violation]
     remainder: int
     settled_after: float
@@ -131,7 +131,8 @@ class World:
         return Outcome(
             seed=self.seed,
             jobs=len(self.github.jobs),
-            completed=frozenset(i for i, job in self.github.jobs.items() if job.status == "completed"),
+            succeeded=frozenset(i for i, job in self.github.jobs.items() if job.conclusion == "success"),
+            excused=frozenset(i for i, job in self.github.jobs.items() if job.excused),
             violations=self.checks.violations,
             remainder=self.checks.remainder,
             settled_after=settled_after,
@@ -221,7 +222,7 @@ class World:
     def _warm_changes(self) -> bool:
         """Whether a window of some pool's schedule begins or ends while the world would be watched, or ended just now."""
         moments = [self.now() + timedelta(minutes=m) for m in (-45, -30, -20, -10, 0, 11)]
-        return any(len({warm_minimum(pool, moment) for moment in moments}) > 1 for pool in self.scenario.config.pools)
+        return any(len({scenario.warm_wanted(pool, moment) for moment in moments}) > 1 for pool in self.scenario.config.pools)
 
     async def _pass(self, seconds: float) -> None:
         """Time passes, unless an invariant breaks."""
