@@ -221,12 +221,14 @@ class RunnerPackage:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One webhook delivery in GitHub's list: `id` is what a redelivery asks for, `guid` what all its attempts share."""
+    """One webhook delivery in GitHub's list: `id` is what a redelivery asks for, `guid` what all its attempts share. `hook` tells
+    apart the webhooks that seem to be ours, of which one may belong to a deployment that is gone."""
 
     id: int
     guid: str
     delivered_at: datetime
     ok: bool
+    hook: str = ""
 
 
 class GitHub(Protocol):
@@ -262,7 +264,8 @@ class GitHub(Protocol):
     async def failed_deliveries(self, since: datetime) -> list[Delivery]:
         """Deliveries to our hook(s) not older than `since` of which no attempt got a 2xx answer, newest attempt first.
 
-        Empty where no hook of ours can be listed for lack of permission: that is a finding for `doctor`, not an error.
+        Empty where no hook of ours can be found for lack of permission: that is a finding for `doctor`, not an error. RetryLater
+        also while a long list is being read: each look reads some pages of it, and half a list is never returned.
         """
 
     async def redeliver(self, delivery: Delivery) -> None:

@@ -9,11 +9,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from runnerpool.errors import Gone, Misconfigured
+from runnerpool.errors import Gone, Misconfigured, RetryLater
 from runnerpool.github import App
+from runnerpool.github_hooks import PAGES
 from runnerpool.ports import Delivery
 from sandbox.github import AppIdentity
-from tests.github_fixture import LABELS, REPOSITORY, TARGET, Start, places
+from sandbox.github_deliveries import Delivery as Sent
+from sandbox.github_hooks_api import repository_hook
+from tests.github_fixture import LABELS, REPOSITORY, TARGET, Place, Start, places
 
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -93,8 +96,27 @@ async def test_a_hook_that_was_replaced_is_looked_for_again(start: Start) -> Non
     await place.deliver(500)
     assert len(await place.github.failed_deliveries(EPOCH)) == 1
     place.fail("answer", status=404, path=r"/deliveries\?")
-    assert await place.github.failed_deliveries(EPOCH) == []
+    with pytest.raises(RetryLater, match="looked for again"):
+        await place.github.failed_deliveries(EPOCH)
     assert len(await place.github.failed_deliveries(EPOCH)) == 1
+
+
+async def test_a_hook_whose_deliveries_may_no_longer_be_seen_is_missed_once_and_then_keeps_no_other_waiting(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = await start()
+    (hook,) = place.sandbox.deliveries.hooks
+    place.sandbox.deliveries.hooks.append(repository_hook(REPOSITORY, 502, hook.url, hook.secret))
+    place.receiver.answers = [500, 500]
+    place.queue()
+    await place.sandbox.deliveries.settled()
+    assert len(await place.github.failed_deliveries(EPOCH)) == 2
+    place.fail("answer", status=403, times=None, path=r"^/repos/.*/deliveries")
+    with pytest.raises(RetryLater, match="looked for again"):
+        await place.github.failed_deliveries(EPOCH)
+    for _ in range(2):
+        assert [delivery.hook for delivery in await place.github.failed_deliveries(EPOCH)] == [hook.path]
+    assert [record.message for record in caplog.records if "1 failed deliveries of it are not sent again" in record.message]
 
 
 async def test_a_delivery_that_github_no_longer_keeps_is_gone(start: Start) -> None:
@@ -110,6 +132,109 @@ async def test_only_what_was_listed_can_be_redelivered(start: Start) -> None:
     place = await start()
     with pytest.raises(TypeError):
         await place.github.redeliver(Delivery(id=1, guid="g", delivered_at=EPOCH, ok=False))
+
+
+# ---------------------------------------------------------------------------------------------- long lists
+
+
+def listed(place: Place, count: int, status: int, at: datetime, guid: str = "") -> None:
+    """GitHub lists so many deliveries more, 20 seconds apart, the newest of them at `at`."""
+    (hook,) = place.sandbox.deliveries.hooks
+    sent = place.sandbox.deliveries.sent
+    for n in reversed(range(count)):
+        number = len(sent) + 1
+        made = Sent(number, guid or f"guid-{number}", hook, "workflow_job", "queued", None, b"")
+        made.delivered_at, made.status_code = at - timedelta(seconds=20 * n), status
+        sent.append(made)
+
+
+def pages_read(place: Place) -> int:
+    return sum(count for endpoint, count in place.calls().items() if endpoint.endswith("/deliveries"))
+
+
+async def looks(place: Place) -> tuple[int, list[Delivery]]:
+    """Looks until the list has been read: how often, and what was found. No look reads more than its pages."""
+    for count in range(1, 50):
+        before = pages_read(place)
+        try:
+            return count, await place.github.failed_deliveries(EPOCH)
+        except RetryLater:
+            assert pages_read(place) - before <= PAGES
+    raise AssertionError("the list is never read to its end")
+
+
+async def test_a_failure_of_long_ago_does_not_make_each_look_read_everything_since(
+    start: Start,
+) -> None:
+    place = await start()
+    now = datetime.now(UTC)
+    listed(place, 1, 500, now - timedelta(days=2))
+    listed(place, 950, 202, now)
+    assert len(await place.github.failed_deliveries(EPOCH)) == 1
+    read = pages_read(place)
+    for _ in range(5):
+        assert len(await place.github.failed_deliveries(EPOCH)) == 1
+    assert pages_read(place) - read == 5 * 2  # one of failures, one of successes
+
+
+async def test_a_list_of_many_pages_is_read_over_several_looks_and_each_page_once(start: Start) -> None:
+    place = await start()
+    now = datetime.now(UTC)
+    listed(place, 1, 500, now - timedelta(days=2), "old")
+    listed(place, 2050, 500, now - timedelta(hours=2))
+    listed(place, 1030, 202, now - timedelta(hours=1))
+    listed(place, 1, 202, now, "old")
+    count, failed = await looks(place)
+    assert len({delivery.guid for delivery in failed}) == len(failed) == 2050
+    assert pages_read(place) <= 21 + 11 + 4  # and the newest page again, after each look that did not come to the end
+    assert count == 1 + (21 + 11) // PAGES
+
+
+async def test_what_fails_or_succeeds_while_a_long_list_is_read_is_in_the_answer(start: Start) -> None:
+    place = await start()
+    now = datetime.now(UTC)
+    listed(place, 100 * PAGES, 500, now - timedelta(hours=1))
+    with pytest.raises(RetryLater, match="the next look reads on"):
+        await place.github.failed_deliveries(EPOCH)
+    listed(place, 1, 500, now, "new")
+    listed(place, 1, 202, now, "guid-5")
+    _, failed = await looks(place)
+    guids = {delivery.guid for delivery in failed}
+    assert len(guids) == 100 * PAGES
+    assert "new" in guids
+    assert "guid-5" not in guids
+
+
+async def test_what_is_done_stays_done_when_its_failure_is_read_again(start: Start) -> None:
+    place = await start()
+    now = datetime.now(UTC)
+    listed(place, 1, 500, now - timedelta(hours=3), "done")
+    listed(place, 1, 500, now - timedelta(hours=3), "open")
+    listed(place, 1, 202, now - timedelta(hours=2), "done")
+    listed(place, 300, 202, now)
+    for _ in range(3):
+        assert [delivery.guid for delivery in await place.github.failed_deliveries(EPOCH)] == ["open"]
+    assert await place.github.failed_deliveries(now - timedelta(hours=1)) == []
+
+
+async def test_a_page_that_github_refuses_makes_the_reading_begin_anew(start: Start) -> None:
+    place = await start()
+    listed(place, 100 * PAGES + 1, 500, datetime.now(UTC))
+    with pytest.raises(RetryLater):
+        await place.github.failed_deliveries(EPOCH)
+    place.fail("answer", status=422, path="cursor=")
+    with pytest.raises(Misconfigured):
+        await place.github.failed_deliveries(EPOCH)
+    assert len((await looks(place))[1]) == 100 * PAGES + 1
+
+
+async def test_a_look_that_a_failing_page_ended_goes_on_with_that_page(start: Start) -> None:
+    place = await start()
+    listed(place, 500, 500, datetime.now(UTC))
+    place.fail("answer", status=502, path="cursor=")
+    with pytest.raises(RetryLater):
+        await place.github.failed_deliveries(EPOCH)
+    assert len(await place.github.failed_deliveries(EPOCH)) == 500
 
 
 # ---------------------------------------------------------------------------------------------- a GitHub App
