@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from runnerpool import watch
+from runnerpool import redelivery, watch
 from runnerpool.acting import Outside
 from runnerpool.decide import is_over
-from runnerpool.errors import PoolError
+from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import lost_elsewhere
 from runnerpool.follow import Follow
 from runnerpool.gather import Gathered, Gathering
@@ -21,7 +21,7 @@ from runnerpool.labels import match
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import NOTHING_SEEN, Seen
 from runnerpool.model import Job, fact_about
-from runnerpool.ports import Alert, Alerts, Entity, Network
+from runnerpool.ports import Alert, Alerts, Delivery, Entity, Network
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock, attempt
 from runnerpool.rows import RUNNER_PREFIX
@@ -33,16 +33,8 @@ ACTING = timedelta(minutes=1)
 """What the acts have at least, however long the reading took: services that hang must not keep what needs none of them waiting."""
 UNSERVED_KEPT = timedelta(days=1)
 POISON_KEPT = timedelta(days=14)
-REDELIVERY_INTERVAL = timedelta(minutes=5)
-"""How often failed deliveries are asked for: a lost `queued` costs its job at most about this."""
-REDELIVERABLE = timedelta(days=3)
-"""GitHub redelivers for three days."""
-REDELIVERIES = 5
-"""Attempts at one delivery before it is left to a person."""
-REDELIVERED = 25
-"""Deliveries asked for again in one pass: the shared budget of writes holds 40, and the VMs want some of it."""
-WATCHED = 300
-"""Deliveries whose attempts are counted at one time: the count lies in the heartbeat, a column of 32 Ki characters."""
+REDELIVERING = timedelta(seconds=20)
+"""What the list of failed deliveries has, and what asking for them again has: whatever hangs, the heartbeat is written."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,34 +151,56 @@ class Reconcile:
         ]
         await self.ledger.remove_app_rows(over)
 
-    async def _redeliver(self, cursor: Mapping[str, Any], deadline: datetime) -> Mapping[str, Any]:
-        """Asks GitHub to send again what the webhook could not take. Returns the cursor, which counts the attempts at each
-        delivery, so that one that can never succeed is asked for five times and then left."""
+    async def _redeliver(self, document: Mapping[str, Any], deadline: datetime) -> Mapping[str, Any]:
+        """Asks GitHub to send again what the webhook could not take. Takes and returns the heartbeat's memory of that."""
         now = self.clock()
-        last = _when(cursor.get("at"))
-        if last is not None and now - last < REDELIVERY_INTERVAL:
-            return cursor
+        cursor = redelivery.read(document)
+        if not cursor.is_due(now):
+            return document
         github = self.outside.github
+        end = min(deadline, now + REDELIVERING)
         try:
-            failed = await attempt(lambda: github.failed_deliveries(now - REDELIVERABLE), clock=self.clock, deadline=deadline)
+            async with asyncio.timeout(REDELIVERING.total_seconds()):
+                failed = await attempt(lambda: github.failed_deliveries(cursor.begin(now)), clock=self.clock, deadline=end)
+        except (PoolError, TimeoutError) as error:
+            log.warning(
+                "GitHub's failed deliveries could not be listed: %s", str(error) or "it took too long, the next pass reads on"
+            )
+            # What a person has to mend is not asked for twice a minute.
+            return replace(cursor, at=now, again=False).document() if isinstance(error, Misconfigured) else document
+        for delivery in redelivery.lapsing(now, failed, cursor):
+            log.warning("delivery %s was never taken, and GitHub drops it soon: if its job waits, run it again", delivery.guid)
+        wanted = redelivery.choose(failed, cursor) if self.clock() < deadline else []
+        granted = await self.ledger.take("github-writes", len(wanted), now)
+        asked = await self._ask_again(wanted[:granted], cursor.tries, deadline)
+        return redelivery.after(now, failed, cursor, asked).document()
+
+    async def _ask_again(self, wanted: Sequence[Delivery], tries: Mapping[str, int], deadline: datetime) -> list[Delivery]:
+        """Those that were asked for: each counts, whatever GitHub answered, or one that it always refuses would be asked for
+        for ever, before all others."""
+        asked: list[Delivery] = []
+        try:
+            async with asyncio.timeout(REDELIVERING.total_seconds()):
+                for delivery in wanted:
+                    if self.clock() >= deadline:
+                        break
+                    asked.append(delivery)
+                    if not await self._ask_for(delivery, tries.get(delivery.guid, 0) + 1, deadline):
+                        break
+        except TimeoutError:
+            log.warning("GitHub was slow to redeliver: %d of %d deliveries were asked for, the rest later", len(asked), len(wanted))
+        return asked
+
+    async def _ask_for(self, delivery: Delivery, times: int, deadline: datetime) -> bool:
+        """Whether GitHub can be asked for another one now."""
+        left = "" if times < redelivery.ATTEMPTS else ": the last time, what fails again is left to a person"
+        log.info("delivery %s had failed: asking GitHub for it again (%d%s)", delivery.guid, times, left)
+        try:
+            await attempt(lambda: self.outside.github.redeliver(delivery), clock=self.clock, deadline=deadline)
         except PoolError as error:
-            log.warning("GitHub's failed deliveries could not be listed: %s", error)
-            return cursor
-        before = cursor.get("tries", {})
-        tries = {delivery.guid: int(before[delivery.guid]) for delivery in failed if delivery.guid in before}
-        due = [delivery for delivery in failed if tries.get(delivery.guid, 0) < REDELIVERIES]
-        granted = await self.ledger.take("github-writes", min(len(due), REDELIVERED), now)
-        for delivery in due[:granted]:
-            if self.clock() >= deadline or (len(tries) >= WATCHED and delivery.guid not in tries):
-                continue
-            try:
-                await attempt(lambda d=delivery: github.redeliver(d), clock=self.clock, deadline=deadline)  # type: ignore[misc]
-            except PoolError as error:
-                log.warning("delivery %s could not be asked for again: %s", delivery.guid, error)
-                continue
-            tries[delivery.guid] = tries.get(delivery.guid, 0) + 1
-            log.info("delivery %s had failed: asked GitHub for it again (%d)", delivery.guid, tries[delivery.guid])
-        return {"at": now.isoformat() if granted == len(due) else None, "tries": tries}
+            log.warning("delivery %s could not be asked for again: %s", delivery.guid, error)
+            return not isinstance(error, RetryLater)
+        return True
 
     async def _tell(self, app: Mapping[str, Entity], gathered: Gathered) -> None:
         """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it."""
@@ -197,7 +211,8 @@ class Reconcile:
                 columns = {"title": alert.title, "area": alert.area, "text": alert.text, "since": self.clock().isoformat()}
                 await self.ledger.put_app_row(f"alert:{alert.id}", columns)
         for gone in over:
-            if await self._send(Alert(gone, "resolved", f"over: {told[gone]}", "This condition is no longer found.")):
+            word = Alert(gone, "resolved", f"over: {told[gone]}", "This condition is no longer found.")
+            if await self._send(word):
                 await self.ledger.remove_app_rows([f"alert:{gone}"])
 
     async def _send(self, alert: Alert) -> bool:

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     (
         "what follows from them",
         "budget capacity watchdog eviction lifecycle demand deletion actions plan decide explain retry rows delivery pool_messages "
-        "pool_file check security_rules vm.userdata",
+        "pool_file check security_rules redelivery vm.userdata",
     ),
     (
         "one service each",
@@ -76,6 +76,7 @@ PURE = [
     "plan",
     "decide",
     "explain",
+    "redelivery",
     "watch",
     "model",
     "labels",

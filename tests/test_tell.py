@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from runnerpool.errors import Misconfigured, RetryLater
+import asyncio
+from datetime import datetime, timedelta
+
+import pytest
+
+from runnerpool.errors import Gone, Misconfigured, RetryLater
 from runnerpool.model import Head, Rest, RunnerState
-from runnerpool.ports import Delivery
-from runnerpool.reconcile import REDELIVERED, REDELIVERIES, WATCHED
-from tests.made_rows import MINUTE, NOW, config, later, pool, virtual
+from runnerpool.ports import Delivery, Upsert
+from runnerpool.redelivery import ATTEMPTS, PORTION, PROBES, WATCHED
+from tests.made_rows import MINUTE, NOW, clock, config, later, pool, virtual
 from tests.stand_ins import Scene
 
 S = RunnerState
+
+
+def failures(count: int, hook: str = "") -> list[Delivery]:
+    return [Delivery(n, f"00000000-0000-0000-0000-{n:012d}", NOW, ok=False, hook=hook) for n in range(count)]
 
 
 @virtual
 async def test_failed_deliveries_are_asked_for_again_a_few_times_and_then_left() -> None:
     scene = Scene()
     scene.hub.failed = [Delivery(1, "never", NOW, ok=False)]
-    for _ in range(REDELIVERIES + 3):
+    for _ in range(ATTEMPTS + 3):
         await scene.reconcile()
         await later(minutes=5)
-    assert scene.hub.count("redeliver") == REDELIVERIES
-    assert scene.hub.count("failed_deliveries") == REDELIVERIES + 3
+    assert scene.hub.count("redeliver") == ATTEMPTS
+    assert scene.hub.count("failed_deliveries") == ATTEMPTS + 3
     scene.hub.failed = []
     await scene.reconcile()
     assert (await scene.heartbeat())["deliveries"]["tries"] == {}
@@ -36,16 +45,49 @@ async def test_failed_deliveries_are_listed_every_five_minutes_only() -> None:
 
 
 @virtual
+async def test_what_was_delivered_or_given_up_is_not_listed_again() -> None:
+    """A list since the oldest failure of three days is long: it is wanted as long as something is due in it, and no longer."""
+    scene = Scene()
+    scene.hub.failed = [Delivery(1, "never", NOW - timedelta(days=2), ok=False)]
+    asked: list[datetime] = []
+    listed = scene.hub.failed_deliveries
+
+    async def noted(since: datetime) -> list[Delivery]:
+        asked.append(since)
+        return [delivery for delivery in await listed(since) if delivery.delivered_at >= since]
+
+    scene.hub.failed_deliveries = noted  # type: ignore[method-assign]
+    for _ in range(ATTEMPTS + 2):
+        await scene.reconcile()
+        await later(minutes=5)
+    assert asked[1:5] == [NOW - timedelta(days=2)] * 4
+    assert asked[-1] > NOW
+    assert scene.hub.count("redeliver") == ATTEMPTS
+
+
+@virtual
 async def test_after_a_long_outage_deliveries_come_back_in_portions_within_githubs_limit() -> None:
     scene = Scene()
-    scene.hub.failed = [Delivery(n, f"00000000-0000-0000-0000-{n:012d}", NOW, ok=False) for n in range(2 * WATCHED)]
-    await scene.reconcile()
-    assert scene.hub.count("redeliver") == REDELIVERED
-    for _ in range(40):
-        await later(seconds=30)
+    scene.hub.failed = failures(2 * WATCHED)
+    for turn in range(1, 6):
         await scene.reconcile()
+        assert scene.hub.count("redeliver") == turn * PORTION
+        got_through = {guid for method, guid in scene.hub.calls if method == "redeliver"}
+        scene.hub.failed = [delivery for delivery in scene.hub.failed if delivery.guid not in got_through]
+        await later(seconds=30)
     (entity,) = await scene.ledger.app_rows("heartbeat")
     assert len(str(entity.columns["body"])) < 32_000
+
+
+@virtual
+async def test_a_webhook_that_takes_nothing_is_probed_now_and_then_and_takes_no_tokens_from_the_vms() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(2 * WATCHED)
+    for _ in range(20):
+        await scene.reconcile()
+        await later(seconds=30)
+    assert scene.hub.count("redeliver") == PORTION + 2 * PROBES  # at once, at the next tick, and five minutes later
+    assert scene.hub.count("failed_deliveries") == 3
 
 
 @virtual
@@ -54,6 +96,61 @@ async def test_a_list_of_deliveries_that_cannot_be_read_stops_nothing() -> None:
     scene.hub.fails("failed_deliveries", Misconfigured("403", area="auth"))
     await scene.reconcile()
     assert (await scene.heartbeat())["at"]
+
+
+@pytest.mark.parametrize("method", ["failed_deliveries", "redeliver"])
+@virtual
+async def test_a_github_that_hangs_while_deliveries_are_looked_at_keeps_no_pass_from_its_heartbeat(method: str) -> None:
+    scene = Scene()
+    scene.hub.failed = failures(30)
+
+    async def hangs(_what: object) -> list[Delivery]:
+        await asyncio.sleep(600)
+        raise RetryLater("GitHub gave no answer")
+
+    setattr(scene.hub, method, hangs)
+    begun = clock()
+    await scene.reconcile()
+    assert clock() - begun < timedelta(seconds=60)
+    beat = await scene.heartbeat()
+    assert bool(beat["deliveries"].get("tries")) == (method == "redeliver")  # what may have been asked for counts
+
+
+@virtual
+async def test_a_long_list_is_read_on_by_the_next_pass_and_no_attempt_is_forgotten_meanwhile() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(1)
+    await scene.reconcile()
+    await later(minutes=5)
+    scene.hub.fails("failed_deliveries", *[RetryLater("it is long", after=timedelta(seconds=25))] * 2)
+    for _ in range(2):
+        await scene.reconcile()
+        assert list((await scene.heartbeat())["deliveries"]["tries"].values()) == [1]
+        await later(seconds=30)
+    await scene.reconcile()
+    assert scene.hub.count("failed_deliveries") == 4
+    assert list((await scene.heartbeat())["deliveries"]["tries"].values()) == [2]
+
+
+@virtual
+async def test_a_delivery_that_github_refuses_to_repeat_is_left_like_one_that_fails() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(2)
+    for _ in range(ATTEMPTS + 3):
+        scene.hub.fails("redeliver", Gone("404"))
+        await scene.reconcile()
+        await later(minutes=5)
+    assert scene.hub.count("redeliver") == 2 * ATTEMPTS
+
+
+@virtual
+async def test_the_heartbeat_of_an_older_version_is_read_and_its_counts_go_on() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(2)
+    old = f'{{"at": "{NOW.isoformat()}", "deliveries": {{"at": null, "tries": {{"{scene.hub.failed[0].guid}": {ATTEMPTS}}}}}}}'
+    await scene.table.transact("_app", [Upsert("heartbeat", {"body": old})])
+    await scene.reconcile()
+    assert [what for method, what in scene.hub.calls if method == "redeliver"] == [scene.hub.failed[1].guid]
 
 
 # ---------------------------------------------------------------------------------------------- telling

@@ -1,0 +1,149 @@
+"""Which failed deliveries GitHub is asked to send again, and what is remembered of that between two passes. Pure.
+
+The memory is the heartbeat's `deliveries`. Of a webhook whose receiver refuses all that it is sent again, be it our own app in an
+outage or a deployment that is gone, only a few are asked for until one gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
+from typing import Any
+
+from runnerpool.ports import Delivery
+
+INTERVAL = timedelta(minutes=5)
+"""How often failed deliveries are asked for: a lost `queued` costs its job at most about this."""
+REDELIVERABLE = timedelta(days=3)
+"""GitHub redelivers for three days."""
+SETTLED = timedelta(minutes=15)
+"""So long after its beginning an attempt is listed for certain, by whichever clock."""
+ATTEMPTS = 5
+"""Attempts at one delivery before it is left to a person."""
+PORTION = 25
+"""Deliveries asked for again in one pass: the shared budget of writes holds 40, and the VMs want some of it."""
+PROBES = 5
+"""The same of a webhook of which nothing got through the last time."""
+WATCHED = 300
+"""Deliveries whose attempts are counted at one time: the count lies in a column of 32 Ki characters. Beyond that those that were
+given up are forgotten first, and may be asked for again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `since`: what began before is
+    settled. `tries`: attempts asked for, by guid. `asked`: by hook, the guids that were asked for last."""
+
+    at: datetime | None = None
+    again: bool = False
+    since: datetime | None = None
+    tries: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def is_due(self, now: datetime) -> bool:
+        return self.again or self.at is None or now - self.at >= INTERVAL
+
+    def begin(self, now: datetime) -> datetime:
+        """The moment from which on failures matter."""
+        return max(now - REDELIVERABLE, self.since) if self.since else now - REDELIVERABLE
+
+    def document(self) -> dict[str, Any]:
+        """As the heartbeat has it."""
+        moments = {"at": self.at and self.at.isoformat(), "since": self.since and self.since.isoformat()}
+        return {
+            **moments,
+            "again": self.again,
+            "tries": dict(self.tries),
+            "asked": {hook: list(a) for hook, a in self.asked.items()},
+        }
+
+
+def read(document: object) -> Cursor:
+    """What an earlier pass wrote. A part that is missing, as in a row of an older version, or damaged is begun anew."""
+    if not isinstance(document, Mapping):
+        return Cursor()
+    tries, asked = document.get("tries"), document.get("asked")
+    return Cursor(
+        at=_moment(document.get("at")),
+        again=document.get("again") is True,
+        since=_moment(document.get("since")),
+        tries={str(g): n for g, n in tries.items() if isinstance(n, int)} if isinstance(tries, Mapping) else {},
+        asked={str(h): [str(g) for g in a] for h, a in asked.items() if isinstance(a, list)} if isinstance(asked, Mapping) else {},
+    )
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def choose(failed: Sequence[Delivery], cursor: Cursor) -> list[Delivery]:
+    """What to ask for now, of all that is listed as failed, newest first. The hooks take turns, so that none keeps another one's
+    from being sent; of each those come first that were asked for least, and the newest of these."""
+    by_hook = []
+    for hook, due in _due(failed, cursor.tries).items():
+        limit = PROBES if _is_stuck(hook, failed, cursor) else PORTION
+        by_hook.append(sorted(due, key=lambda delivery: cursor.tries.get(delivery.guid, 0))[:limit])
+    return [delivery for turn in zip_longest(*by_hook) for delivery in turn if delivery is not None][:PORTION]
+
+
+def after(now: datetime, failed: Sequence[Delivery], cursor: Cursor, asked: Sequence[Delivery]) -> Cursor:
+    """The memory after a look that found `failed` and asked for `asked`."""
+    counts = {delivery.guid: cursor.tries[delivery.guid] for delivery in failed if delivery.guid in cursor.tries}
+    counts |= {delivery.guid: counts.get(delivery.guid, 0) + 1 for delivery in asked}
+    kept = sorted((d.guid for d in failed if d.guid in counts), key=lambda guid: counts[guid] >= ATTEMPTS)[:WATCHED]
+    tries = {guid: counts[guid] for guid in kept}
+    hooks = {delivery.hook for delivery in failed}
+    last = {hook: [d.guid for d in asked if d.hook == hook] or cursor.asked.get(hook, ()) for hook in hooks}
+    now_asked = {delivery.guid for delivery in asked}
+    left = _due([delivery for delivery in failed if delivery.guid not in now_asked], tries)
+    return Cursor(
+        at=now,
+        again=any(not _is_stuck(hook, failed, cursor) for hook in left),
+        since=_settled(now, failed, cursor, tries),
+        tries=tries,
+        asked={hook: guids for hook, guids in last.items() if guids},
+    )
+
+
+def lapsing(now: datetime, failed: Sequence[Delivery], cursor: Cursor) -> list[Delivery]:
+    """What will have left GitHub's list by the next look without being delivered or given up; each is named by one look."""
+    begin = cursor.at - REDELIVERABLE + INTERVAL if cursor.at else None
+    end = now - REDELIVERABLE + INTERVAL
+    due = [delivery for one in _due(failed, cursor.tries).values() for delivery in one]
+    return [delivery for delivery in due if delivery.delivered_at <= end and (begin is None or delivery.delivered_at > begin)]
+
+
+def _due(failed: Sequence[Delivery], tries: Mapping[str, int]) -> dict[str, list[Delivery]]:
+    """By hook, those that are not given up."""
+    due: dict[str, list[Delivery]] = {}
+    for delivery in failed:
+        if tries.get(delivery.guid, 0) < ATTEMPTS:
+            due.setdefault(delivery.hook, []).append(delivery)
+    return due
+
+
+def _is_stuck(hook: str, failed: Sequence[Delivery], cursor: Cursor) -> bool:
+    """Whether nothing of what was asked for the last time got through."""
+    asked = set(cursor.asked.get(hook, ()))
+    return bool(asked) and asked <= {delivery.guid for delivery in failed}
+
+
+def _settled(now: datetime, failed: Sequence[Delivery], cursor: Cursor, tries: Mapping[str, int]) -> datetime | None:
+    """Before which moment nothing is left to do. An empty list alone proves nothing: it is also what a credential sees that has
+    no permission. What it showed once and shows no more has been delivered, as of the last look at least."""
+    due = [delivery.delivered_at for deliveries in _due(failed, tries).values() for delivery in deliveries]
+    if due:
+        found = min(due)
+    elif failed:
+        found = now - SETTLED
+    elif cursor.tries and cursor.at:
+        found = cursor.at - SETTLED
+    else:
+        return cursor.since
+    return max(found, cursor.since) if cursor.since else found

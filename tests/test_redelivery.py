@@ -1,0 +1,150 @@
+"""Which failed deliveries are asked for again, and what is remembered of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from runnerpool.ports import Delivery
+from runnerpool.redelivery import (
+    ATTEMPTS,
+    INTERVAL,
+    PORTION,
+    PROBES,
+    REDELIVERABLE,
+    SETTLED,
+    WATCHED,
+    Cursor,
+    after,
+    choose,
+    lapsing,
+    read,
+)
+from tests.made_rows import MINUTE, NOW
+
+
+def some(hook: str, count: int, *, at: datetime = NOW) -> list[Delivery]:
+    """Newest first, as they are listed."""
+    return [Delivery(n, f"{hook}{n}", at - n * timedelta(seconds=1), ok=False, hook=hook) for n in range(count)]
+
+
+def guids(deliveries: Sequence[Delivery]) -> list[str]:
+    return [delivery.guid for delivery in deliveries]
+
+
+# ---------------------------------------------------------------------------------------------- what is asked for
+
+
+def test_two_hooks_take_turns_so_that_neither_keeps_the_others_deliveries_waiting() -> None:
+    dead, ours = some("dead", 500), some("ours", 3, at=NOW - timedelta(days=1))
+    chosen = choose([*dead, *ours], Cursor())
+    assert len(chosen) == PORTION
+    assert {"ours0", "ours1", "ours2"} <= set(guids(chosen)[:6])
+
+
+def test_of_a_hook_of_which_nothing_got_through_a_few_are_asked_for_and_of_another_one_as_many_as_ever() -> None:
+    dead, ours = some("dead", 500), some("ours", 100)
+    chosen = choose([*dead, *ours], Cursor(asked={"dead": ["dead1", "dead2"], "ours": ["ours3", "got through"]}))
+    assert [sum(delivery.hook == hook for delivery in chosen) for hook in ("dead", "ours")] == [PROBES, PORTION - PROBES]
+
+
+def test_what_was_asked_for_least_comes_first_and_of_that_the_newest() -> None:
+    assert guids(choose(some("h", 5), Cursor(tries={"h0": 2, "h1": 1, "h3": ATTEMPTS}))) == ["h2", "h4", "h1", "h0"]
+
+
+# ---------------------------------------------------------------------------------------------- what is remembered
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "before", "again"),
+    [
+        (10, 10, {}, False),
+        (40, 25, {}, True),
+        (40, 0, {}, True),  # no tokens
+        (40, 5, {"h": ["h1"]}, False),  # nothing gets through: it can wait
+        (40, 25, {"h": ["h1", "got through"]}, True),
+    ],
+)
+def test_the_next_pass_looks_again_where_more_is_due_and_gets_through(
+    count: int, asked: int, before: dict[str, list[str]], again: bool
+) -> None:
+    failed = some("h", count)
+    cursor = after(NOW, failed, Cursor(asked=before), failed[:asked])
+    assert (cursor.again, cursor.at) == (again, NOW)
+    assert cursor.is_due(NOW + timedelta(seconds=30)) == again
+    assert cursor.is_due(NOW + INTERVAL)
+
+
+OLD, OLDER = NOW - 60 * MINUTE, NOW - 120 * MINUTE
+
+
+@pytest.mark.parametrize(
+    ("failed", "cursor", "since"),
+    [
+        (some("h", 1, at=OLD), Cursor(), OLD),
+        (some("h", 1, at=OLD), Cursor(tries={"h0": ATTEMPTS}), NOW - SETTLED),  # given up
+        ([], Cursor(tries={"h0": 1}, at=OLD), OLD - SETTLED),  # delivered, or the hook is gone
+        ([], Cursor(), None),  # as where the credential may see no hook
+        ([], Cursor(at=OLD, since=OLDER), OLDER),
+        (some("h", 1, at=OLDER), Cursor(since=OLD), OLD),  # never backwards
+    ],
+)
+def test_what_is_settled_need_not_be_listed_any_more(failed: list[Delivery], cursor: Cursor, since: datetime | None) -> None:
+    assert after(NOW, failed, cursor, []).since == since
+
+
+def test_the_list_is_asked_for_since_the_oldest_that_is_due_and_for_three_days_at_most() -> None:
+    assert Cursor().begin(NOW) == NOW - REDELIVERABLE
+    assert Cursor(since=OLD).begin(NOW) == OLD
+    assert Cursor(since=OLD).begin(NOW + timedelta(days=9)) == NOW + timedelta(days=9) - REDELIVERABLE
+
+
+def test_beyond_what_can_be_watched_those_that_were_given_up_are_forgotten_first_and_no_other_waits_for_them() -> None:
+    failed = some("h", 2 * WATCHED)
+    tries = {one.guid: ATTEMPTS for one in failed[1 : WATCHED + 1]}
+    cursor = after(NOW, failed, Cursor(tries=tries), failed[:1])
+    assert len(cursor.tries) == WATCHED
+    assert cursor.tries["h0"] == 1
+    assert f"h{WATCHED}" not in cursor.tries
+
+
+@pytest.mark.parametrize(
+    ("age", "looked", "named"),
+    [
+        (REDELIVERABLE - 10 * MINUTE, None, False),
+        (REDELIVERABLE - 4 * MINUTE, None, True),
+        (REDELIVERABLE - 4 * MINUTE, INTERVAL, True),
+        (REDELIVERABLE - 4 * MINUTE, timedelta(seconds=30), False),  # by the last look already
+    ],
+)
+def test_what_leaves_githubs_list_undelivered_is_named_once(age: timedelta, looked: timedelta | None, named: bool) -> None:
+    failed = some("h", 1, at=NOW - age)
+    cursor = Cursor(at=NOW - looked if looked else None)
+    assert guids(lapsing(NOW, failed, cursor)) == ["h0"] * named
+    assert not lapsing(NOW, failed, replace(cursor, tries={"h0": ATTEMPTS}))
+
+
+# ---------------------------------------------------------------------------------------------- in the row
+
+
+def test_what_is_written_is_read_as_it_was() -> None:
+    cursor = Cursor(at=NOW, again=True, since=OLD, tries={"a": 2}, asked={"h": ["a"]})
+    assert read(cursor.document()) == cursor
+
+
+@pytest.mark.parametrize(
+    ("document", "cursor"),
+    [
+        ({}, Cursor()),
+        ({"at": None, "tries": {"a": 5}}, Cursor(tries={"a": 5})),  # as older versions wrote it
+        ({"at": NOW.isoformat(), "tries": {"a": 5}}, Cursor(at=NOW, tries={"a": 5})),
+        ({"at": "yesterday", "tries": [], "asked": {"h": 1}, "since": 3, "again": "no"}, Cursor()),
+        (["damaged"], Cursor()),
+    ],
+)
+def test_an_older_or_damaged_row_is_read_as_far_as_it_goes(document: Any, cursor: Cursor) -> None:
+    assert read(document) == cursor
