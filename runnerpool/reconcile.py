@@ -35,6 +35,8 @@ UNSERVED_KEPT = timedelta(days=1)
 POISON_KEPT = timedelta(days=14)
 REDELIVERING = timedelta(seconds=20)
 """What the list of failed deliveries has, and what asking for them again has: whatever hangs, the heartbeat is written."""
+TELLING = timedelta(seconds=20)
+"""After this no further alert is begun: one that meets a mail server that hangs takes half a minute."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +70,8 @@ class Reconcile:
         await self._sweep(gathered, pools, deadline)
         await self._tidy(app)
         deliveries = await self._redeliver(beat.get("deliveries") or {}, deadline)
-        await self._tell(app, gathered)
         await self._beat(begun, {**beat, "deliveries": deliveries}, gathered, failures)
+        await self._tell(app, gathered)
         await Follow(engine=self.engine, ledger=self.ledger, clock=self.clock).run(gathering, pools, begun)
 
     async def _pools(self, app: Mapping[str, Entity]) -> list[str]:
@@ -203,16 +205,18 @@ class Reconcile:
         return True
 
     async def _tell(self, app: Mapping[str, Entity], gathered: Gathered) -> None:
-        """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it."""
+        """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it; so it does what
+        is left when the time for it is over."""
+        end = self.clock() + TELLING
         told = {row.removeprefix("alert:"): str(e.columns.get("title", "")) for row, e in app.items() if row.startswith("alert:")}
         new, over = watch.changed(watch.conditions(self.clock(), self.engine.config, gathered), told, watch.unread(gathered))
         for alert in new:
-            if await self._send(alert):
+            if self.clock() < end and await self._send(alert):
                 columns = {"title": alert.title, "area": alert.area, "text": alert.text, "since": self.clock().isoformat()}
                 await self.ledger.put_app_row(f"alert:{alert.id}", columns)
         for gone in over:
             word = Alert(gone, "resolved", f"over: {told[gone]}", "This condition is no longer found.")
-            if await self._send(word):
+            if self.clock() < end and await self._send(word):
                 await self.ledger.remove_app_rows([f"alert:{gone}"])
 
     async def _send(self, alert: Alert) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from runnerpool.errors import Gone, Misconfigured, RetryLater
 from runnerpool.model import Head, Rest, RunnerState
-from runnerpool.ports import Delivery, Upsert
+from runnerpool.ports import Alert, Delivery, Upsert
 from runnerpool.redelivery import ATTEMPTS, PORTION, PROBES, WATCHED
 from tests.made_rows import MINUTE, NOW, clock, config, later, pool, virtual
 from tests.stand_ins import Scene
@@ -192,3 +192,24 @@ async def test_what_could_not_be_sent_is_sent_by_a_later_pass_and_so_is_that_it_
     scene.mail.fails("send", RetryLater("no mail server"))
     await refuse(scene, minutes=10)
     assert [alert.area for alert in scene.mail.sent] == ["setup", "resolved"]
+
+
+@virtual
+async def test_a_mail_server_that_hangs_delays_neither_the_heartbeat_nor_the_pass_for_long() -> None:
+    pools = [pool(name=f"p{n}", labels=[f"p{n}"]) for n in range(20)]
+    scene = Scene(config(*pools))
+    await scene.hold(*(Head(one.name, rests={"pool": Rest(NOW + 60 * MINUTE, "refused")}) for one in scene.config.pools))
+    beaten: list[bool] = []
+    tried: list[str] = []
+
+    async def hangs(alert: Alert) -> None:
+        tried.append(alert.id)
+        beaten.append(bool(await scene.ledger.app_rows("heartbeat")))
+        await later(seconds=30)
+        raise RetryLater("mail: TimeoutError")
+
+    scene.mail.send = hangs  # type: ignore[method-assign]
+    begun = clock()
+    await scene.reconcile()
+    assert (len(tried), beaten) == (1, [True])
+    assert clock() - begun < timedelta(minutes=1)
