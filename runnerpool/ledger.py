@@ -121,6 +121,14 @@ class Ledger:
                 current = rows.job_from_columns(entity.columns, entity.etag) if entity else None
         raise Conflict(f"job {job.job_id}: its row changed {TRIES} times while it was being written")
 
+    async def remove_job(self, job: Job) -> bool:
+        """Removes the row as it was read; False where it has changed meanwhile, or is gone."""
+        try:
+            await self._table.transact(job.pool, [Remove(rows.job_key(job.job_id), job.etag)])
+        except Conflict:
+            return False
+        return True
+
     async def revise_head(self, pool: str, change: Callable[[Head], Head]) -> Head:
         """Applies `change` to the pool's head under its ETag, and raises its revision: no older plan commits after it."""
         for _ in range(TRIES):
@@ -161,9 +169,7 @@ class Ledger:
                 await self._history.transact(f"{job.pool}:{day}", [Insert(job.job_id, rows.job_to_columns(job))])
             except Conflict:
                 log.info("job %s is in the history already", job.job_id)
-            try:
-                await self._table.transact(job.pool, [Remove(rows.job_key(job.job_id), job.etag)])
-            except Conflict:
+            if not await self.remove_job(job):
                 log.info("job %s changed while it was being archived; the next pass does it", job.job_id)
 
     async def archived(self, pool: str, day: date, job_id: str) -> Job | None:

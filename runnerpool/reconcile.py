@@ -17,10 +17,10 @@ from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import lost_elsewhere
 from runnerpool.follow import Follow
 from runnerpool.gather import Gathered, Gathering
-from runnerpool.labels import match
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import NOTHING_SEEN, Seen
-from runnerpool.model import Job, fact_about
+from runnerpool.model import Job
+from runnerpool.moves import left_behind, moves
 from runnerpool.ports import Alert, Alerts, Delivery, Entity, Network
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock, attempt
@@ -84,19 +84,19 @@ class Reconcile:
         return [*configured, *(name for name in recorded if name not in configured)]
 
     async def _move_jobs(self, gathered: Gathered) -> None:
-        """Jobs that wait in a pool that has left the file go to the pool that serves their labels now, if there is one."""
+        """Jobs that wait in a pool that has left the file go to the pool that serves their labels now, if there is one.
+
+        The old row goes once the new pool has the job's fact, so that the job can move back by a fact if the file does. A row that
+        changed meanwhile stays for the next pass.
+        """
         pools = self.engine.config.pools
         for name, snapshot in gathered.pools.items():
-            if any(pool.name == name for pool in pools):
-                continue
-            for job in snapshot.jobs.values():
-                serving = match(job.labels, pools) if job.wants_runner else None
-                if serving is not None:
-                    await self.ledger.add_fact(
-                        serving.name, f"from-{name}", fact_about(job, action="queued", delivery="moved", pool=serving.name)
-                    )
-                    await self.ledger.revise_job(job, lambda row: replace(row, demand=False))
-                    log.info("job %s moved from pool %s, which has left the pool file, to %s", job.job_id, name, serving.name)
+            for job, fact in moves(name, snapshot, pools):
+                await self.ledger.add_fact(fact.pool, f"from-{name}", fact)
+                if await self.ledger.remove_job(job):
+                    log.info("job %s moved from pool %s, which has left the pool file, to %s", job.job_id, name, fact.pool)
+            for job in left_behind(name, snapshot, pools):
+                await self.ledger.remove_job(job)
 
     async def _mark_evicted(self, gathered: Gathered) -> None:
         """A job may run on another pool's VM: only where all pools are read together does anybody see that it was lost with it."""

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ),
     (
         "what happens when",
-        "intake acting register launch withdraw acts provision gather watch sweep follow reconcile status",
+        "intake acting register launch withdraw acts provision gather watch sweep follow moves reconcile status",
     ),
     (
         "the app put together, and the command line",
@@ -78,6 +78,7 @@ PURE = [
     "explain",
     "redelivery",
     "watch",
+    "moves",
     "model",
     "labels",
 ]

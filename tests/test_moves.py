@@ -1,0 +1,157 @@
+"""What becomes of queued jobs when the pool file changes: pools renamed, split, rolled back, mended."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from runnerpool.errors import RetryLater
+from runnerpool.model import Job
+from runnerpool.ports import Remove
+from runnerpool.status import report
+from tests.made_rows import NOW, clock, config, fact, job, later, pool, virtual
+from tests.memory_table import Request
+from tests.stand_ins import Scene
+
+OLD, NEW = config(pool(name="old")), config(pool(name="new"))
+
+
+def old_job(**changes: Any) -> Job:
+    return replace(job(), pool="old", **changes)
+
+
+async def jobs(scene: Scene, name: str) -> dict[str, Job]:
+    return dict((await scene.ledger.read_pool(name)).jobs)
+
+
+async def made_for(scene: Scene, name: str) -> list[str | None]:
+    """The jobs for which the pool has a VM."""
+    return [row.job_id for row in (await scene.runners(name)).values()]
+
+
+async def shown(scene: Scene) -> dict[str, Any]:
+    """The pools of the status page, by name."""
+    _, document = await report(clock(), scene.config, scene.ledger)
+    return {one["name"]: one for one in document["pools"]}
+
+
+async def known_to_both() -> Scene:
+    """Both names of the pool are on record."""
+    scene = Scene(OLD)
+    await scene.reconcile()
+    scene.config = NEW
+    await scene.reconcile()
+    return scene
+
+
+# ---------------------------------------------------------------------------------------------- a pool renamed
+
+
+@virtual
+async def test_a_queued_job_of_a_renamed_pool_moves_and_leaves_nothing_behind() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job())
+    await scene.reconcile()
+    assert await jobs(scene, "old") == {}
+    assert (await made_for(scene, "old"), await made_for(scene, "new")) == ([], ["1"])
+    assert list(await shown(scene)) == ["new"]
+
+
+@virtual
+async def test_a_job_that_moved_moves_back_when_the_file_is_rolled_back() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job())
+    scene.azure.fails("create_vm", *[RetryLater("503")] * 99)
+    await scene.reconcile()
+    assert (await jobs(scene, "new"))["1"].wants_runner
+    scene.config = OLD
+    scene.azure.before.clear()
+    await later(seconds=30)
+    await scene.reconcile()
+    assert (await jobs(scene, "new"), list(await jobs(scene, "old"))) == ({}, ["1"])
+    assert (await jobs(scene, "old"))["1"].wants_runner
+    assert await made_for(scene, "old") == ["1"]
+
+
+@virtual
+async def test_a_job_whose_fact_nobody_took_up_before_the_roll_back_moves_back_too() -> None:
+    scene = await known_to_both()
+    await scene.hold(replace(fact(), pool="new"))
+    scene.config = OLD
+    for _ in range(2):  # the first pass takes it up, the second moves it
+        await later(seconds=30)
+        await scene.reconcile()
+    assert (await made_for(scene, "new"), await made_for(scene, "old")) == ([], ["1"])
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+@virtual
+async def test_a_pass_that_dies_between_the_two_writes_of_a_move_loses_and_doubles_nothing(arrived: bool) -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job())
+
+    async def dies(request: Request) -> None:
+        if any(isinstance(operation, Remove) and operation.row == "job:1" for operation in request.operations):
+            scene.table.before = scene.table.after = _nothing
+            raise RetryLater("the process has died")
+
+    if arrived:
+        scene.table.after = dies
+    else:
+        scene.table.before = dies
+    with suppress(RetryLater):
+        await scene.reconcile()
+    await scene.wake("old")
+    await scene.wake("new")
+    await later(seconds=30)
+    await scene.reconcile()
+    assert (list(await jobs(scene, "old")), list(await jobs(scene, "new"))) == ([], ["1"])
+    assert (await made_for(scene, "old"), await made_for(scene, "new")) == ([], ["1"])
+
+
+@virtual
+async def test_what_is_told_of_a_job_while_it_moves_is_kept() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job())
+
+    async def starts_meanwhile(request: Request) -> None:
+        if request.kind == "transact" and request.partition == "new":
+            scene.table.before = _nothing
+            (row,) = (await jobs(scene, "old")).values()
+            await scene.ledger.revise_job(row, lambda row: replace(row, started_at=NOW))
+
+    scene.table.before = starts_meanwhile
+    await scene.reconcile()
+    assert (await jobs(scene, "old"))["1"].started_at == NOW
+
+
+@virtual
+async def test_a_job_of_which_there_is_news_does_not_move_before_it_is_taken_up() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job(), fact("completed", pool="old"))
+    await scene.reconcile()
+    assert (await jobs(scene, "new"), (await jobs(scene, "old"))["1"].state) == ({}, "completed")
+    assert not scene.azure.specs
+
+
+@virtual
+async def test_rows_that_earlier_versions_left_behind_after_a_move_go() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job(demand=False))
+    await scene.reconcile()
+    assert (await jobs(scene, "old"), await jobs(scene, "new")) == ({}, {})
+    assert list(await shown(scene)) == ["new"]
+
+
+@virtual
+async def test_a_foreign_job_on_a_vm_of_a_departed_pool_keeps_its_row() -> None:
+    scene = await known_to_both()
+    await scene.hold(old_job(demand=False, started_at=NOW, runner_name="hw-old-aaaaaaaaaa"))
+    await scene.reconcile()
+    assert list(await jobs(scene, "old")) == ["1"]
+
+
+async def _nothing(_request: Request) -> None: ...
