@@ -197,6 +197,11 @@ def departed(name: str) -> PoolConfig:
     return PoolConfig.model_construct(name=name, labels=("departed",), maximum_pool_size=0, idle_timeout=timedelta(0), vm=shape)
 
 
+def has_departed(pool: PoolConfig) -> bool:
+    """Whether it stands for a pool that has left the file: one of the file has a maximum of at least 1."""
+    return pool.maximum_pool_size == 0
+
+
 def warm_minimum(pool: PoolConfig, now: datetime) -> int:
     """How many VMs the pool keeps warm at `now` (aware): what the last window that holds says, else `minimum_warm_vms`."""
     holding = (window.minimum_warm_vms for window in reversed(pool.warm_schedule) if window.holds(now))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from runnerpool.config import PoolConfig, has_departed
+from runnerpool.labels import lacking
 from runnerpool.lifecycle import World, serves
 from runnerpool.model import Job, Runner, RunnerState, Target
 
@@ -58,10 +60,17 @@ class Demand:
         return max(len(self.bound.get(target, [])) - len(self.waiting.get(target, [])), 0)
 
 
-def demand(now: datetime, world: World) -> Demand:
+def waits_for(pool: PoolConfig, job: Job) -> bool:
+    """Whether this pool owes the job a runner. GitHub gives its runners no job with labels that it has lost since the job came: VMs
+    would be made for it in vain until it has moved, or for ever where no pool has them. A pool that has left the file makes none,
+    and its idle VMs still have the labels that they had."""
+    return job.completed_at is None and job.wants_runner and (has_departed(pool) or not lacking(job.labels, pool))
+
+
+def demand(now: datetime, world: World, pool: PoolConfig) -> Demand:
     """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
     waiting: dict[Target, list[Job]] = defaultdict(list)
-    wanting = [job for job in world.jobs.values() if job.completed_at is None and job.wants_runner]
+    wanting = [job for job in world.jobs.values() if waits_for(pool, job)]
     for job in sorted(wanting, key=lambda job: (job.created_at, job.job_id)):
         if job.rerun_of is None:
             waiting[job.target].append(job)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from runnerpool.capacity import POOL, Rung, ladder, next_rung, resting
-from runnerpool.config import PoolConfig
-from runnerpool.demand import FREE_TRIES, SPACING, demand, ignored_by_github, may_make
+from runnerpool.config import PoolConfig, has_departed
+from runnerpool.demand import FREE_TRIES, SPACING, demand, ignored_by_github, may_make, waits_for
+from runnerpool.labels import lacking
 from runnerpool.lifecycle import World, serves
 from runnerpool.model import Head, Job, JobState, Runner, RunnerState
 
@@ -22,7 +23,7 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
         (job for job in world.jobs.values() if job.state in (JobState.QUEUED, JobState.WAITING) and job.demand),
         key=lambda job: (job.created_at, job.job_id),
     )
-    need = demand(now, world)
+    need = demand(now, world, pool)
     made = {
         runner.job_id: runner
         for runner in world.runners.values()
@@ -36,7 +37,7 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
     ahead = 0
     sentences: dict[str, str] = {}
     for job in waiting:
-        aside = _aside(job) or (f"pool {pool.name} is being drained" if head.draining else "")
+        aside = _aside(pool, job) or (f"pool {pool.name} is being drained" if head.draining else "")
         if aside:
             sentences[job.job_id] = aside
             continue
@@ -52,7 +53,7 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
     return sentences
 
 
-def _aside(job: Job) -> str:
+def _aside(pool: PoolConfig, job: Job) -> str:
     """Why a job is no demand at all, "" when it is."""
     if job.missing_since is not None:
         return f"GitHub has answered 404 for it since {job.missing_since:%H:%M} UTC: it was deleted, or a permission is missing"
@@ -60,7 +61,13 @@ def _aside(job: Job) -> str:
         return "it waits for an approval at GitHub"
     if not job.trusted:
         return "its delivery came more than 30 minutes late; GitHub is asked whether it is still queued"
+    if not waits_for(pool, job):
+        return f"pool {pool.name} lacks [{', '.join(lacking(job.labels, pool))}] now; {_moves(job)}"
     return ""
+
+
+def _moves(job: Job) -> str:
+    return f"the job moves to a pool that has all of [{', '.join(job.labels)}] as soon as there is one"
 
 
 def _on_its_way(now: datetime, pool: PoolConfig, head: Head, runner: Runner) -> str:
@@ -107,6 +114,8 @@ def _last_failure(head: Head, job: Job) -> str:
 
 
 def _held_up(now: datetime, pool: PoolConfig, head: Head, job: Job, world: World, *, full: bool, ahead: int) -> str:
+    if has_departed(pool):
+        return f"pool {pool.name} has left the pool file; {_moves(job)}"
     if head.paused:
         return f"pool {pool.name} is paused"
     regular = job.rerun_of is not None

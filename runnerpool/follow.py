@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from runnerpool.config import PoolConfig
+from runnerpool.demand import waits_for
 from runnerpool.gather import Gathering
 from runnerpool.ledger import Ledger
 from runnerpool.model import RunnerState, Snapshot
@@ -40,7 +42,7 @@ class Follow:
         end = min(begun + SPAN, gathering.deadline)
         # What comes up after the tick's own reading has a wake-up of its own.
         read = gathering.gathered.pools
-        watched = {pool for pool in pools if pool in read and has_demand(read[pool])}
+        watched = {pool for pool in pools if pool in read and has_demand(self.engine.pool(pool), read[pool])}
         while watched and self.clock() + PAUSE < end:
             await asyncio.sleep(PAUSE.total_seconds())
             watched = await self._look(gathering, watched)
@@ -48,7 +50,7 @@ class Follow:
     async def _look(self, gathering: Gathering, pools: Collection[str]) -> set[str]:
         """One look; returns the pools that are worth another."""
         snapshots = {pool: await self.ledger.read_pool(pool) for pool in sorted(pools)}
-        awaited = {pool: snapshot for pool, snapshot in snapshots.items() if awaits_boot(snapshot)}
+        awaited = {pool: snapshot for pool, snapshot in snapshots.items() if awaits_boot(self.engine.pool(pool), snapshot)}
         if not awaited:
             return set()
         look = Gathering(outside=gathering.outside, network=gathering.network, clock=self.clock, deadline=gathering.deadline)
@@ -66,12 +68,12 @@ class Follow:
         return set(awaited)
 
 
-def has_demand(snapshot: Snapshot) -> bool:
+def has_demand(pool: PoolConfig, snapshot: Snapshot) -> bool:
     """Whether a job waits, or a fact may be about one that does."""
-    return bool(snapshot.facts) or any(job.wants_runner for job in snapshot.jobs.values())
+    return bool(snapshot.facts) or any(waits_for(pool, job) for job in snapshot.jobs.values())
 
 
-def awaits_boot(snapshot: Snapshot) -> bool:
+def awaits_boot(pool: PoolConfig, snapshot: Snapshot) -> bool:
     """Whether a job waits and a VM that no registration binds yet is booting."""
     booting = any(r.state is RunnerState.BOOTING and r.minted_at is None for r in snapshot.runners.values())
-    return booting and any(job.wants_runner for job in snapshot.jobs.values())
+    return booting and any(waits_for(pool, job) for job in snapshot.jobs.values())

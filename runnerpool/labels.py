@@ -53,7 +53,12 @@ def nearest(labels: Sequence[str], pools: Sequence[PoolConfig]) -> tuple[str, tu
         return len(wanted - offered), len(offered - wanted)
 
     pool = min(pools, key=distance)
-    return pool.name, tuple(sorted(wanted - distinct(pool.labels)))
+    return pool.name, lacking(labels, pool)
+
+
+def lacking(labels: Iterable[str], pool: PoolConfig) -> tuple[str, ...]:
+    """Which of a job's labels this pool does not have, sorted; () where it could serve the job."""
+    return tuple(sorted(distinct(labels) - distinct(pool.labels)))
 
 
 def pool_of_runner(name: str | None, prefix: str) -> str | None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runnerpool.config import PoolConfig
-from runnerpool.labels import match
+from runnerpool.labels import lacking, match
 from runnerpool.model import Fact, Job, JobState, Snapshot, fact_about
 
 
 def moves(name: str, snapshot: Snapshot, pools: Sequence[PoolConfig]) -> list[tuple[Job, Fact]]:
-    """The jobs that wait in the pool `name` although it has left the file, each with the fact that brings it to the pool that
-    serves its labels now. A job that none serves stays, and so does one of which a fact tells that nobody has taken up yet."""
-    if any(pool.name == name for pool in pools):
-        return []
+    """The jobs that wait in the pool `name` although it has left the file, or has their labels no more; each with the fact that
+    brings it to the pool that serves it now. A job that none serves stays, and so does one of which there is news: a fact that
+    nobody has taken up yet."""
+    own = next((pool for pool in pools if pool.name == name), None)
     news = {fact.job_id for fact in snapshot.facts.values()}
     found: list[tuple[Job, Fact]] = []
     for job in snapshot.jobs.values():
-        serving = match(job.labels, pools) if job.wants_runner and job.job_id not in news else None
+        if not job.wants_runner or job.job_id in news or (own is not None and not lacking(job.labels, own)):
+            continue
+        serving = match(job.labels, pools)
         if serving is not None:
             found.append((job, fact_about(job, action="queued", delivery="moved", pool=serving.name)))
     return found

@@ -45,7 +45,7 @@ def plan(
 
     `home` is the only target that the pool file allows, None where there are several: registering ahead of need wants one.
     """
-    need = demand(now, world)
+    need = demand(now, world, pool)
     binds = list(bindings(now, pool, need, home))
     taken = {bind.runner for bind in binds}
     leaving = surplus(now, pool, need, taken)

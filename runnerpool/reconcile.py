@@ -84,7 +84,7 @@ class Reconcile:
         return [*configured, *(name for name in recorded if name not in configured)]
 
     async def _move_jobs(self, gathered: Gathered) -> None:
-        """Jobs that wait in a pool that has left the file go to the pool that serves their labels now, if there is one.
+        """Jobs that wait in a pool that does not serve them any more go to the one that does, if there is one.
 
         The old row goes once the new pool has the job's fact, so that the job can move back by a fact if the file does. A row that
         changed meanwhile stays for the next pass.
@@ -94,7 +94,7 @@ class Reconcile:
             for job, fact in moves(name, snapshot, pools):
                 await self.ledger.add_fact(fact.pool, f"from-{name}", fact)
                 if await self.ledger.remove_job(job):
-                    log.info("job %s moved from pool %s, which has left the pool file, to %s", job.job_id, name, fact.pool)
+                    log.info("job %s moved from pool %s, which does not serve it any more, to %s", job.job_id, name, fact.pool)
             for job in left_behind(name, snapshot, pools):
                 await self.ledger.remove_job(job)
 

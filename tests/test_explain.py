@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runnerpool.capacity import POOL, Rung, rest_after
+from runnerpool.config import departed
 from runnerpool.demand import FREE_TRIES, IGNORED
 from runnerpool.explain import reasons
 from runnerpool.model import Failure, Head, Job, Rest, Runner, RunnerState
@@ -45,10 +46,19 @@ FULL = Head("linux", rests={"regular": Rest(NOW + 10 * MINUTE, "QuotaExceeded")}
         ([job(queued=False, waiting=True)], None, "it waits for an approval"),
         ([job(trusted=False)], None, "more than 30 minutes late"),
         ([job(missing_since=NOW)], None, "404"),
+        ([job(labels=("Linux", "gpu", "Big"))], None, "pool linux lacks [big, gpu] now; the job moves to a pool that has all"),
+        ([job(labels=("gpu",)), runner(S.BOOTING, **FOR_1)], None, "pool linux lacks [gpu] now"),
+        ([job(labels=("gpu",)), runner(S.REGISTERED, **IDLE)], None, "pool linux lacks [gpu] now"),
     ],
 )
 def test_the_reason_names_what_is_in_the_way(rows: Sequence[Job | Runner], head: Head | None, part: str) -> None:
     assert part in reasons(NOW, pool(maximum_pool_size=3), head or Head("linux"), world(*rows))["1"]
+
+
+def test_a_job_of_a_pool_that_has_left_the_file_is_told_so_unless_an_idle_vm_of_it_still_serves() -> None:
+    gone = departed("linux")
+    assert "pool linux has left the pool file; the job moves" in reasons(NOW, gone, Head("linux"), world(job()))["1"]
+    assert "a runner that fits" in reasons(NOW, gone, Head("linux"), world(job(), runner(S.READY)))["1"]
 
 
 A, B = "Standard_D4ads_v5", "Standard_D4as_v5"

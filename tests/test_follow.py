@@ -28,7 +28,7 @@ S = RunnerState
 )
 def test_only_boots_that_a_waiting_job_needs_are_followed(runners: list, jobs: list, expected: bool) -> None:  # type: ignore[type-arg]
     snapshot = Snapshot(Head("linux"), {one.job_id: one for one in jobs}, {one.name: one for one in runners}, {})
-    assert awaits_boot(snapshot) is expected
+    assert awaits_boot(pool(), snapshot) is expected
 
 
 @virtual
@@ -93,4 +93,4 @@ async def test_a_job_whose_pool_left_the_file_moves_to_the_pool_that_serves_its_
     await scene.reconcile()
     await scene.reconcile()
     assert [spec.tags["runnerpool-pool"] for spec in made] == ["new"]
-    assert not (await scene.ledger.read_pool("linux")).jobs["1"].demand
+    assert not (await scene.ledger.read_pool("linux")).jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runnerpool.config import PoolConfig
-from runnerpool.labels import match, nearest, pool_of_runner, wants_self_hosted
+from runnerpool.labels import lacking, match, nearest, pool_of_runner, wants_self_hosted
 
 
 def pool(name: str, *labels: str) -> PoolConfig:
@@ -68,6 +68,19 @@ def test_no_pool_serves_where_there_is_none() -> None:
 )
 def test_the_nearest_pool_lacks_the_fewest_labels(labels: list[str], expected: tuple[str, tuple[str, ...]]) -> None:
     assert nearest(labels, POOLS) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["self-hosted", "LINUX", "x64"], ()),
+        (["self-hosted"], ()),
+        ([], ()),
+        (["linux", "GPU", "big"], ("big", "gpu")),
+    ],
+)
+def test_what_a_pool_lacks_for_a_job(labels: list[str], expected: tuple[str, ...]) -> None:
+    assert lacking(labels, pool("linux-x64", "self-hosted", "Linux", "X64")) == expected
 
 
 @pytest.mark.parametrize(

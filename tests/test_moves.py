@@ -10,7 +10,7 @@ import pytest
 
 from runnerpool.errors import RetryLater
 from runnerpool.model import Job
-from runnerpool.ports import Remove
+from runnerpool.ports import JobReport, Remove
 from runnerpool.status import report
 from tests.made_rows import NOW, clock, config, fact, job, later, pool, virtual
 from tests.memory_table import Request
@@ -152,6 +152,92 @@ async def test_a_foreign_job_on_a_vm_of_a_departed_pool_keeps_its_row() -> None:
     await scene.hold(old_job(demand=False, started_at=NOW, runner_name="hw-old-aaaaaaaaaa"))
     await scene.reconcile()
     assert list(await jobs(scene, "old")) == ["1"]
+
+
+# ---------------------------------------------------------------------------------------------- labels that a pool has no more
+
+GPU = ("self-hosted", "linux", "gpu")
+WITHOUT = pool(labels=["self-hosted", "linux"])
+SPLIT = config(WITHOUT, pool(name="gpu", labels=list(GPU)))
+
+
+def gpu_job(job_id: str = "1", **changes: Any) -> Job:
+    return job(job_id, labels=GPU, **changes)
+
+
+@virtual
+async def test_jobs_that_are_queued_when_their_pool_is_split_move_to_the_part_that_has_their_labels() -> None:
+    scene = Scene(SPLIT)
+    await scene.hold(gpu_job("1"), job("2"))
+    await scene.reconcile()
+    assert (list(await jobs(scene, "linux")), list(await jobs(scene, "gpu"))) == (["2"], ["1"])
+    assert (await made_for(scene, "linux"), await made_for(scene, "gpu")) == (["2"], ["1"])
+
+
+@virtual
+async def test_a_wake_up_before_the_move_makes_no_vm_that_could_not_serve_the_job() -> None:
+    scene = Scene(SPLIT)
+    await scene.hold(gpu_job())
+    await scene.wake("linux")
+    assert not scene.azure.specs
+    ((told,),) = (one["waiting"] for one in (await shown(scene)).values() if one["name"] == "linux")
+    assert "pool linux lacks [gpu] now" in told["reason"]
+
+
+@virtual
+async def test_a_split_that_is_rolled_back_takes_its_jobs_back() -> None:
+    scene = Scene(SPLIT)
+    await scene.hold(gpu_job())
+    await scene.reconcile()
+    scene.config = config(pool(labels=list(GPU)))
+    await later(seconds=30)
+    await scene.reconcile()
+    assert (list(await jobs(scene, "linux")), await jobs(scene, "gpu")) == (["1"], {})
+    assert await made_for(scene, "linux") == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("linux", "pool linux lacks [gpu] now"), ("old", "pool old has left the pool file; the job moves")]
+)
+@virtual
+async def test_a_job_that_no_pool_serves_any_more_is_set_aside_with_the_reason(name: str, part: str) -> None:
+    scene = Scene(config(WITHOUT))
+    await scene.ledger.put_app_row("pool:old", {"since": NOW.isoformat()})
+    await scene.hold(replace(gpu_job(), pool=name))
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, None, None, None, None)
+    for _ in range(60):
+        await scene.reconcile()
+        await later(seconds=30)
+    assert not scene.azure.specs
+    ((told,),) = (one["waiting"] for one in (await shown(scene)).values() if one["waiting"])
+    assert told["job"] == "1" and part in told["reason"]
+    assert scene.hub.count("get_job") == 3  # in half an hour, so that its end is known even where its delivery is lost
+
+
+@virtual
+async def test_a_job_that_is_set_aside_is_served_once_a_pool_has_its_labels() -> None:
+    scene = Scene(config(WITHOUT))
+    await scene.hold(gpu_job())
+    await scene.reconcile()
+    scene.config = config(pool(labels=list(GPU)))
+    await later(seconds=30)
+    await scene.reconcile()
+    assert await made_for(scene, "linux") == ["1"]
+
+
+@virtual
+async def test_jobs_that_have_nowhere_to_go_cost_neither_a_write_nor_a_call() -> None:
+    calls = []
+    for rows in ([], [gpu_job(str(n)) for n in range(5)]):
+        scene = Scene(config(WITHOUT))
+        await scene.hold(*rows)
+        await scene.reconcile()
+        before, asked, scene.table.operations = scene.rows(without="heartbeat"), len(scene.hub.calls), 0
+        await later(seconds=30)
+        await scene.reconcile()
+        assert scene.rows(without="heartbeat") == before
+        calls.append((scene.table.operations, len(scene.hub.calls) - asked))
+    assert calls[0] == calls[1]
 
 
 async def _nothing(_request: Request) -> None: ...

@@ -65,6 +65,14 @@ def test_as_many_vms_are_made_as_jobs_and_warm_minimum_lack_and_the_maximum_allo
     assert len(made) == wanted
 
 
+def test_a_job_whose_labels_its_pool_has_lost_gets_no_vm_and_no_registration_and_github_is_still_asked_about_it() -> None:
+    lost = job("1", age=HOUR, labels=("linux", "gpu"))
+    actions = planned([lost, job("2"), *runners(S.READY, 1)], minimum_warm_vms=0)
+    assert [type(action) for action in actions] == [Park, Bind]
+    assert not of(Create, planned([lost]))
+    assert "job 2 waits" in of(Bind, actions)[0].reason
+
+
 def test_at_the_maximum_the_oldest_jobs_come_first_and_before_the_warm_minimum() -> None:
     made = of(Create, planned([*reversed(jobs(5))], minimum_warm_vms=2, maximum_pool_size=3))
     assert [create.job_id for create in made] == ["1", "2", "3"]
@@ -358,7 +366,7 @@ def test_every_action_says_why() -> None:
 
 
 def test_counting_is_by_what_exists_and_serving_by_what_can_be_relied_on() -> None:
-    need = demand(NOW, world(*jobs(2), *runners(S.READY, 1), *runners(S.BUSY, 2), *runners(S.RETIRING, 1)))
+    need = demand(NOW, world(*jobs(2), *runners(S.READY, 1), *runners(S.BUSY, 2), *runners(S.RETIRING, 1)), pool())
     assert (need.counting, need.leaving, need.serving, need.spare) == (4, 1, 1, 0)
 
 

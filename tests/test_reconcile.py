@@ -224,7 +224,7 @@ async def test_agents_that_all_fall_silent_cost_no_busy_vm() -> None:
 @virtual
 async def test_a_pool_whose_pass_fails_stops_no_other_and_is_told_in_the_heartbeat() -> None:
     scene = Scene(two_pools(minimum_warm_vms=1))
-    await scene.hold(replace(job(), pool="windows"))
+    await scene.hold(job(pool="windows", labels=("windows",)))
 
     async def fails(request: Request) -> None:
         if request.kind == "transact" and request.partition == "windows":
@@ -239,7 +239,7 @@ async def test_a_pool_whose_pass_fails_stops_no_other_and_is_told_in_the_heartbe
 @virtual
 async def test_a_pool_that_azure_refuses_rests_and_its_neighbour_goes_on() -> None:
     scene = Scene(two_pools(minimum_warm_vms=1))
-    await scene.hold(replace(job(), pool="windows"))
+    await scene.hold(job(pool="windows", labels=("windows",)))
     scene.azure.fails("create_vm", Misconfigured("no such image", area="provisioning"))
     for _ in range(3):
         await scene.reconcile()
