@@ -154,9 +154,12 @@ def _accepted(fact: Fact, partition: str, unique: str, filtered: str) -> Receipt
 
 
 def _unserved(fact: Fact, pools: Sequence[PoolConfig], unique: str) -> Receipt:
-    """A job that waits for a runner that nobody makes is worth a row that says so; one that GitHub's own machines run is not."""
+    """A job that waits for a runner that nobody makes is worth a row that says so; one that GitHub's own machines run is not, and
+    neither is one that another fleet's runner has, or has had."""
     if fact.labels and not wants_self_hosted(fact.labels):
         return _ignored(f"no pool serves the labels {_listed(fact.labels)}, and they do not ask for a self-hosted runner")
+    if fact.action not in ("queued", "waiting"):
+        return _ignored(f"no pool serves the labels {_listed(fact.labels)}, and the job waits for no runner any more")
     pool, missing = nearest(fact.labels, pools)
     if not fact.labels:
         reason = "the job asks for no label, so no pool serves it: name the labels of a pool in its runs-on"

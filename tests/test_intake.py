@@ -285,7 +285,7 @@ def test_a_runners_name_on_a_queued_job_opens_no_filter(action: str) -> None:
 # ---------------------------------------------------------------------------------------------- what no pool serves
 
 
-@pytest.mark.parametrize("action", ["queued", "waiting", "in_progress", "completed"])
+@pytest.mark.parametrize("action", ["queued", "waiting"])
 def test_a_job_for_self_hosted_runners_that_no_pool_serves_is_recorded_as_no_demand(action: str) -> None:
     receipt = deliver(payload(action, labels=["self-hosted", "linux", "x64", "fpga"]))
     assert (receipt.status, receipt.wakeup) == (202, None)
@@ -303,6 +303,13 @@ def test_a_job_for_self_hosted_runners_that_no_pool_serves_is_recorded_as_no_dem
         "received_at": "2026-03-02T12:00:00.000000+00:00",
     }
     assert fact_of(receipt).pool == ""
+
+
+@pytest.mark.parametrize("labels", [["self-hosted", "linux", "x64", "fpga"], []])
+@pytest.mark.parametrize("action", ["in_progress", "completed"])
+def test_a_job_that_no_pool_serves_and_that_waits_for_nobody_leaves_no_row(action: str, labels: list[str]) -> None:
+    receipt = deliver(payload(action, labels=labels, runner_name="another-fleets-1", runner_id=5))
+    assert reason(receipt) == f"no pool serves the labels [{', '.join(labels)}], and the job waits for no runner any more"
 
 
 def test_a_job_without_labels_is_recorded_and_no_pool_is_nearest() -> None:
