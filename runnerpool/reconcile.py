@@ -20,7 +20,7 @@ from runnerpool.gather import Gathered, Gathering
 from runnerpool.ledger import Ledger
 from runnerpool.lifecycle import NOTHING_SEEN, Seen
 from runnerpool.model import Job
-from runnerpool.moves import left_behind, moves
+from runnerpool.moves import adoptions, left_behind, moves
 from runnerpool.ports import Alert, Alerts, Delivery, Entity, Network
 from runnerpool.provision import Engine
 from runnerpool.retry import Clock, attempt
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 ACTING = timedelta(minutes=1)
 """What the acts have at least, however long the reading took: services that hang must not keep what needs none of them waiting."""
 UNSERVED_KEPT = timedelta(days=1)
+ADOPTED = 10
+"""Jobs that no pool served before, taken up in one pass: as many as one asks GitHub about."""
 POISON_KEPT = timedelta(days=14)
 REDELIVERING = timedelta(seconds=20)
 """What the list of failed deliveries has, and what asking for them again has: whatever hangs, the heartbeat is written."""
@@ -65,6 +67,7 @@ class Reconcile:
         await asyncio.gather(gathering.suspects(), gathering.agents())
         deadline = max(deadline, self.clock() + ACTING)
         await self._move_jobs(gathered)
+        await self._adopt(app)
         await self._mark_evicted(gathered)
         failures = await self._plan(pools, gathered, deadline)
         await self._sweep(gathered, pools, deadline)
@@ -97,6 +100,18 @@ class Reconcile:
                     log.info("job %s moved from pool %s, which does not serve it any more, to %s", job.job_id, name, fact.pool)
             for job in left_behind(name, snapshot, pools):
                 await self.ledger.remove_job(job)
+
+    async def _adopt(self, app: dict[str, Entity]) -> None:
+        """Jobs that no pool served when they came, and that one serves now, become facts; what was noted of them goes, here and in
+        the table, and so do notes about what is no demand."""
+        notes = [entity for row, entity in app.items() if row.startswith("unserved:")]
+        due = adoptions(self.clock(), self.engine.config, notes)[:ADOPTED]
+        for row, fact in due:
+            if fact is not None:
+                await self.ledger.add_fact(fact.pool, f"unserved-{row.rpartition(':')[2]}", fact)
+                log.info("job %s, which no pool served when it came, goes to pool %s", fact.job_id, fact.pool)
+            del app[row]
+        await self.ledger.remove_app_rows([row for row, _ in due])
 
     async def _mark_evicted(self, gathered: Gathered) -> None:
         """A job may run on another pool's VM: only where all pools are read together does anybody see that it was lost with it."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from runnerpool.errors import RetryLater
-from runnerpool.model import Job
+from runnerpool.model import Fact, Job
 from runnerpool.ports import JobReport, Remove
+from runnerpool.reconcile import ADOPTED
+from runnerpool.rows import fact_to_columns
 from runnerpool.status import report
 from tests.made_rows import NOW, clock, config, fact, job, later, pool, virtual
 from tests.memory_table import Request
@@ -238,6 +241,143 @@ async def test_jobs_that_have_nowhere_to_go_cost_neither_a_write_nor_a_call() ->
         assert scene.rows(without="heartbeat") == before
         calls.append((scene.table.operations, len(scene.hub.calls) - asked))
     assert calls[0] == calls[1]
+
+
+# ---------------------------------------------------------------------------------------------- jobs that no pool served
+
+HAS_GPU = config(pool(labels=list(GPU)))
+
+
+async def unserved(scene: Scene, *rows: Fact) -> None:
+    """As the webhook writes them."""
+    for number, row in enumerate(rows):
+        columns = {**fact_to_columns(row), "nearest_pool": "linux", "missing_label": "gpu"}
+        received = {"received_at": row.received_at.isoformat()}
+        await scene.ledger.put_app_row(f"unserved:{row.job_id}:u{number}", {**columns, **received})
+
+
+def gpu_fact(job_id: str = "1", **changes: Any) -> Fact:
+    return fact(job_id=job_id, pool="", labels=GPU, **changes)
+
+
+async def kept(scene: Scene) -> list[str]:
+    return [entity.row for entity in await scene.ledger.app_rows("unserved:")]
+
+
+async def ticks(scene: Scene, count: int) -> None:
+    for _ in range(count):
+        await later(seconds=30)
+        await scene.reconcile()
+
+
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=3)])
+@virtual
+async def test_a_job_that_came_before_the_file_was_mended_gets_its_vm_once_github_says_that_it_is_queued(age: timedelta) -> None:
+    scene = Scene(HAS_GPU)
+    await unserved(scene, gpu_fact(created_at=NOW - age, received_at=NOW - age))
+    scene.hub.fails("get_job", *[RetryLater("503")] * 9)
+    await scene.reconcile()
+    assert (await kept(scene), (await jobs(scene, "linux"))["1"].trusted) == ([], False)
+    assert not scene.azure.specs
+    scene.hub.before.clear()
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, None, None, None, None)
+    await ticks(scene, 12)  # GitHub is asked again after five minutes
+    assert await made_for(scene, "linux") == ["1"]
+    assert (await shown(scene))["linux"]["jobs"] == {"queued": 1}
+
+
+@virtual
+async def test_a_job_that_another_fleet_has_run_meanwhile_gets_no_vm() -> None:
+    scene = Scene(HAS_GPU)
+    await unserved(scene, gpu_fact())
+    scene.hub.jobs["1"] = JobReport("1", "completed", "success", "theirs-1", 5, NOW, NOW)
+    await ticks(scene, 3)
+    assert (await kept(scene), (await jobs(scene, "linux"))["1"].state) == ([], "completed")
+    assert (scene.hub.count("get_job"), scene.azure.specs) == (1, [])
+
+
+@virtual
+async def test_several_deliveries_of_one_job_become_one_job() -> None:
+    scene = Scene(HAS_GPU)
+    await unserved(scene, gpu_fact("1", action="waiting", status="waiting"), gpu_fact(), gpu_fact())
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, None, None, None, None)
+    await ticks(scene, 2)
+    assert (await kept(scene), await made_for(scene, "linux")) == ([], ["1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "github"),
+    [
+        ({"demand": False}, {}),
+        ({"repository": "octo-org/secret"}, {"repositories": ["hello"]}),  # the file allows it no more
+        ({"repository": "other/hello"}, {}),
+        ({"action": "in_progress"}, {}),  # earlier versions wrote rows of these, too
+        ({"action": "completed"}, {}),
+    ],
+)
+@virtual
+async def test_what_is_no_demand_becomes_none_and_its_note_which_is_wrong_now_goes(
+    changes: dict[str, Any], github: dict[str, Any]
+) -> None:
+    scene = Scene(config(pool(labels=list(GPU)), **github))
+    await unserved(scene, gpu_fact(**changes))
+    await scene.reconcile()
+    assert (await kept(scene), await jobs(scene, "linux")) == ([], {})
+    assert not scene.hub.count("get_job")
+
+
+@virtual
+async def test_the_target_is_what_the_file_says_now() -> None:
+    scene = Scene(config(pool(labels=list(GPU)), scope="repo", repositories=["hello"]))
+    await unserved(scene, gpu_fact())
+    await scene.reconcile()
+    assert (await jobs(scene, "linux"))["1"].target == "repo:octo-org/hello"
+
+
+@virtual
+async def test_a_pass_that_dies_before_the_note_is_removed_doubles_nothing() -> None:
+    scene = Scene(HAS_GPU)
+    await unserved(scene, gpu_fact())
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, None, None, None, None)
+
+    async def dies(request: Request) -> None:
+        if any(isinstance(operation, Remove) and operation.row == "unserved:1:u0" for operation in request.operations):
+            scene.table.before = _nothing
+            raise RetryLater("the process has died")
+
+    scene.table.before = dies
+    with suppress(RetryLater):
+        await scene.reconcile()
+    await scene.wake()
+    assert (await kept(scene), await made_for(scene, "linux")) == (["unserved:1:u0"], ["1"])
+    await ticks(scene, 2)
+    assert (await kept(scene), await made_for(scene, "linux"), list(await jobs(scene, "linux"))) == ([], ["1"], ["1"])
+    assert len(scene.azure.specs) == 1
+
+
+@virtual
+async def test_the_newest_of_many_come_first_a_few_in_each_pass() -> None:
+    scene = Scene(HAS_GPU)
+    many = [gpu_fact(str(n), created_at=NOW - timedelta(minutes=n)) for n in range(ADOPTED + 5)]
+    await unserved(scene, *many)
+    await scene.reconcile()
+    assert sorted(await jobs(scene, "linux"), key=int) == [str(n) for n in range(ADOPTED)]
+    await ticks(scene, 1)
+    assert len(await jobs(scene, "linux")) == ADOPTED + 5
+    assert await kept(scene) == []
+
+
+@virtual
+async def test_what_no_pool_serves_still_and_what_cannot_be_read_stays_and_costs_nothing() -> None:
+    scene = Scene(config(WITHOUT))
+    await unserved(scene, gpu_fact())
+    await scene.ledger.put_app_row("unserved:2:x", {"body": "]"})
+    await scene.reconcile()
+    before = scene.rows(without="heartbeat")
+    await ticks(scene, 3)
+    assert scene.rows(without="heartbeat") == before
+    assert await kept(scene) == ["unserved:1:u0", "unserved:2:x"]
+    assert not scene.hub.count("get_job")
 
 
 async def _nothing(_request: Request) -> None: ...
