@@ -15,7 +15,7 @@ from runnerpool.capacity import Rung, is_capacity, live_rests, rest_after
 from runnerpool.config import PoolConfig
 from runnerpool.eviction import lost, remembered, second_attempts, waits_for_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold
-from runnerpool.model import SKEW, Fact, Failure, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
+from runnerpool.model import LATE, SKEW, Fact, Failure, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
 from runnerpool.plan import plan
 from runnerpool.ports import VmState
 from runnerpool.watchdog import learned, phase, smoothed
@@ -27,7 +27,9 @@ CLAIM = timedelta(minutes=2)
 KEEP_FINISHED = timedelta(hours=1)
 """A finished job's row stays this long for the status page, then it is history."""
 GAVE_UP = timedelta(hours=24)
-"""GitHub cancels a job that has been queued for 24 hours: one that it has not known for so long is over."""
+"""GitHub cancels a job that has been queued for 24 hours: one that it has not known, or not shown, for so long is over."""
+RUN_LIMIT = timedelta(days=35)
+"""GitHub ends every run at this age, its waits for approvals included."""
 PLANS = 5
 """Plans of one decision, of which the last is empty: the longest chain that was seen is a row forgotten, a VM renewed, one made."""
 FAILURES_KEPT = 5
@@ -215,7 +217,13 @@ def is_over(now: datetime, job: Job) -> bool:
         return False  # its second attempt is known by it
     if job.state is JobState.COMPLETED and job.completed_at is not None:
         return now - max(job.completed_at, job.received_at) >= KEEP_FINISHED
-    return job.missing_since is not None and now - job.missing_since >= GAVE_UP
+    if job.missing_since is not None:
+        return now - job.missing_since >= GAVE_UP
+    if job.unseen_since is None:
+        return False
+    if job.wants_runner:  # as far as anybody knows it has been queued all the time, and no longer than GitHub queues any job
+        return now - max(job.unseen_since, job.created_at + LATE) >= GAVE_UP
+    return now - job.created_at >= RUN_LIMIT
 
 
 def rest_pool(head: Head, key: str, rest: Rest, now: datetime) -> Head:

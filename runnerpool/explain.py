@@ -50,13 +50,13 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
         else:
             sentences[job.job_id] = _held_up(now, pool, head, job, world, full=full, ahead=ahead)
             ahead += 1
-    return sentences
+    return {job_id: f"{sentence}{_unseen(world.jobs[job_id])}" for job_id, sentence in sentences.items()}
 
 
 def _aside(pool: PoolConfig, job: Job) -> str:
     """Why a job is no demand at all, "" when it is."""
     if job.missing_since is not None:
-        return f"GitHub has answered 404 for it since {job.missing_since:%H:%M} UTC: it was deleted, or a permission is missing"
+        return f"GitHub has answered 404 for it since {job.missing_since:%H:%M} UTC: it was deleted"
     if job.state is JobState.WAITING:
         return "it waits for an approval at GitHub"
     if not job.trusted:
@@ -68,6 +68,14 @@ def _aside(pool: PoolConfig, job: Job) -> str:
 
 def _moves(job: Job) -> str:
     return f"the job moves to a pool that has all of [{', '.join(job.labels)}] as soon as there is one"
+
+
+def _unseen(job: Job) -> str:
+    """What keeps GitHub's word about a job from us, "" when nothing does. The job is kept as it is meanwhile."""
+    if job.unseen_since is None:
+        return ""
+    since = f"{job.unseen_since:%H:%M} UTC"
+    return f"; GitHub has shown no job of {job.repository} since {since} (404): the credential lacks 'Actions: read' there"
 
 
 def _on_its_way(now: datetime, pool: PoolConfig, head: Head, runner: Runner) -> str:

@@ -119,6 +119,15 @@ class GitHubApi:
         with understood(call):
             return _report(answer.data)
 
+    async def reads_jobs(self, repository: str) -> bool:
+        """By its list of runs, for which the same permission is needed."""
+        call = Call("GET", f"/repos/{quote(repository)}/actions/runs", f"read jobs of {repository}", READ_JOBS)
+        try:
+            await self._client.send(call, expect=200, params={"per_page": 1})
+        except Gone:
+            return False
+        return True
+
     async def rerun_job(self, repository: str, job_id: str) -> None:
         path = f"/repos/{quote(repository)}/actions/jobs/{quote(job_id, safe='')}/rerun"
         call = Call("POST", path, f"run a job of {repository} again", WRITE_JOBS)

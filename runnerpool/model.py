@@ -90,7 +90,8 @@ class Job:
     vms_made: int = 0
     last_vm_at: datetime | None = None
     checked_at: datetime | None = None  # when GitHub was last asked about it
-    missing_since: datetime | None = None  # GitHub, asked, has answered 404 since then
+    missing_since: datetime | None = None  # GitHub, asked, has answered 404 since then, and showed other jobs of its repository
+    unseen_since: datetime | None = None  # the same, and shows no job of its repository: a lost permission, as far as we know
     evicted: str | None = None  # how it was lost to an eviction
     rerun_at: datetime | None = None  # written BEFORE GitHub is asked to run it again
     rerun: str | None = None  # what GitHub answered to that, once it is final

@@ -252,6 +252,9 @@ class GitHub(Protocol):
     async def get_job(self, repository: str, job_id: str) -> JobReport | None:
         """One job, None for a 404 (deleted, or a lost permission)."""
 
+    async def reads_jobs(self, repository: str) -> bool:
+        """Whether this credential may read the jobs of the repository at all: a 404 about one of them is proof only then."""
+
     async def rerun_job(self, repository: str, job_id: str) -> None:
         """Runs one job again, and what depends on it, as new jobs of the run's next attempt.
 

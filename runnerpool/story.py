@@ -133,6 +133,7 @@ def _events(known: Known) -> Iterator[tuple[datetime, str]]:
         (job.received_at, "first delivery received"),
         (job.checked_at, "GitHub was last asked about it"),
         (job.missing_since, "GitHub answered 404 for the first time"),
+        (job.unseen_since, f"GitHub answered 404 for the first time, and showed no job of {job.repository} either"),
         (job.last_vm_at, f"the last of {job.vms_made} VMs was asked for"),
         (job.started_at, f"started on {job.runner_name}" if job.runner_name else "started"),
         (job.completed_at, f"completed: {job.conclusion}"),

@@ -23,6 +23,7 @@ def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]
         found += _pool(now, name, snapshot, pools.get(name))
         found += _runners(name, snapshot, gathered)
         found += _jobs(now, name, snapshot, pools.get(name))
+        found += _unseen(name, snapshot)
     return found
 
 
@@ -68,6 +69,20 @@ def _jobs(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None)
                 f"{job.repository}'s job {job.job_id} on {job.runner_name} is beyond its pool's job_timeout. Cancel it at GitHub."
             )
             yield Alert(f"overdue-{job.job_id}", "safety", f"a job of pool {name} runs too long", text)
+
+
+def _unseen(name: str, snapshot: Snapshot) -> Iterable[Alert]:
+    """A running job is not asked about; what GitHub answered before it started says nothing about now."""
+    unseen = [job for job in snapshot.jobs.values() if job.unseen_since is not None and job.demand and not _busy(snapshot, job)]
+    repositories = sorted({job.repository for job in unseen if job.state is not JobState.COMPLETED})
+    if repositories:
+        names = ", ".join(repositories[:5]) + (" …" if len(repositories) > 5 else "")
+        text = (
+            f"{names}: GitHub answers 404 for waiting jobs and shows no others: the credential lacks 'Actions: read' there (is it "
+            "limited to selected repositories?), or the repository was deleted.\nA job whose delivery came in time gets its VM all "
+            "the same; one whose delivery came late, or that waited for an approval, gets none until GitHub can be asked about it."
+        )
+        yield Alert(f"unseen-{name}", "auth", f"pool {name} cannot ask GitHub about jobs of {names}", text)
 
 
 def _busy(snapshot: Snapshot, job: Job) -> bool:

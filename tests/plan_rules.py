@@ -123,6 +123,7 @@ def _true(now: datetime, pool: PoolConfig, rows: Snapshot, job: Job, sentence: s
     regular = job.rerun_of is not None
     claims = {
         "GitHub has answered 404": job.missing_since is not None,
+        "GitHub has shown no job": job.unseen_since is not None,
         "approval": job.state is JobState.WAITING,
         "minutes late": not job.trusted,
         "being drained": head.draining,

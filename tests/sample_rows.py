@@ -55,6 +55,7 @@ JOB = Job(
     last_vm_at=NOW,
     checked_at=NOW,
     missing_since=NOW,
+    unseen_since=NOW,
     evicted="its spot VM was taken away",
     rerun_at=NOW,
     rerun="GitHub runs it again",

@@ -135,6 +135,7 @@ class Hub(Recording):
     jobs: dict[str, JobReport] = field(default_factory=dict)
     failed: list[Delivery] = field(default_factory=list)
     blind: bool = False  # every DELETE answers 404, as where a permission was lost
+    hidden: set[str] = field(default_factory=set)  # repositories that this credential may not see
     _ids: Any = field(default_factory=lambda: itertools.count(100))
 
     async def mint_jit_config(self, target: str, name: str, labels: Sequence[str], group: str) -> JitConfig:
@@ -168,7 +169,11 @@ class Hub(Recording):
 
     async def get_job(self, repository: str, job_id: str) -> JobReport | None:
         self.begin("get_job", job_id)
-        return self.jobs.get(job_id)
+        return None if repository in self.hidden else self.jobs.get(job_id)
+
+    async def reads_jobs(self, repository: str) -> bool:
+        self.begin("reads_jobs", repository)
+        return repository not in self.hidden
 
     async def rerun_job(self, repository: str, job_id: str) -> None:
         self.begin("rerun", job_id)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, decide, is_over
+from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, RUN_LIMIT, decide, is_over
 from runnerpool.lifecycle import Seen
 from runnerpool.model import SKEW, TRANSITIONS, Basis, Fact, Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.plan import ASKS
@@ -170,9 +170,17 @@ def test_an_offer_that_azure_took_and_could_not_keep_rests_and_a_vm_that_broke_d
         (job(age=timedelta(days=9)), False),
         (job(age=timedelta(days=9), missing_since=NOW - GAVE_UP), True),
         (job(age=timedelta(days=9), missing_since=NOW - GAVE_UP + MINUTE), False),
+        # GitHub shows no job of its repository: it is over when GitHub itself has ended it
+        (job(age=timedelta(days=9), unseen_since=NOW - GAVE_UP), True),
+        (job(age=timedelta(days=9), unseen_since=NOW - GAVE_UP + MINUTE), False),
+        (job(age=GAVE_UP + MINUTE, unseen_since=NOW - GAVE_UP), False),  # approved a moment later, for all we know
+        (job(age=timedelta(days=9), unseen_since=NOW - GAVE_UP, trusted=False), False),
+        (job(age=timedelta(days=9), unseen_since=NOW - GAVE_UP, queued=False, waiting=True), False),
+        (job(age=timedelta(days=9), unseen_since=NOW - GAVE_UP, started_at=NOW - GAVE_UP), False),
+        (job(age=RUN_LIMIT, unseen_since=NOW - MINUTE, queued=False, waiting=True), True),
     ],
 )
-def test_a_jobs_row_is_over_an_hour_after_its_end_or_a_day_after_github_forgot_it(row: Job, over: bool) -> None:
+def test_a_jobs_row_is_over_an_hour_after_its_end_or_when_github_can_queue_it_no_longer(row: Job, over: bool) -> None:
     assert is_over(NOW, row) is over
 
 

@@ -49,6 +49,10 @@ FULL = Head("linux", rests={"regular": Rest(NOW + 10 * MINUTE, "QuotaExceeded")}
         ([job(labels=("Linux", "gpu", "Big"))], None, "pool linux lacks [big, gpu] now; the job moves to a pool that has all"),
         ([job(labels=("gpu",)), runner(S.BOOTING, **FOR_1)], None, "pool linux lacks [gpu] now"),
         ([job(labels=("gpu",)), runner(S.REGISTERED, **IDLE)], None, "pool linux lacks [gpu] now"),
+        ([job(unseen_since=NOW)], None, "the next planning pass makes a VM for it; GitHub has shown no job of octo-org/hello"),
+        ([job(unseen_since=NOW, trusted=False)], None, "still queued; GitHub has shown no job of octo-org/hello since 00:00 UTC"),
+        ([job(unseen_since=NOW, queued=False)], None, "at GitHub; GitHub has shown no job of octo-org/hello"),
+        ([job(unseen_since=NOW), runner(S.BOOTING, **FOR_1)], None, "the credential lacks 'Actions: read' there"),
     ],
 )
 def test_the_reason_names_what_is_in_the_way(rows: Sequence[Job | Runner], head: Head | None, part: str) -> None:

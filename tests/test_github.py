@@ -188,6 +188,18 @@ async def test_a_job_that_github_does_not_know_is_none(start: Start) -> None:
     assert await place.github.get_job("octo-org/none", "1") is None
 
 
+async def test_whether_a_404_about_a_job_is_proof_shows_in_the_other_jobs_of_its_repository(start: Start) -> None:
+    place = await start()
+    assert await place.github.reads_jobs(REPOSITORY)
+    assert not await place.github.reads_jobs("octo-org/none")
+    place.fail("answer", status=503, path="/actions/runs")
+    with pytest.raises(RetryLater):
+        await place.github.reads_jobs(REPOSITORY)
+    place.fail("answer", status=403, path="/actions/runs")
+    with pytest.raises(Misconfigured, match="Actions: read"):
+        await place.github.reads_jobs(REPOSITORY)
+
+
 @pytest.mark.parametrize(
     ("os", "arch", "ending"), [("linux", "x64", ".tar.gz"), ("linux", "arm64", ".tar.gz"), ("win", "x64", ".zip")]
 )

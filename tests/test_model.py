@@ -102,6 +102,10 @@ def test_a_job_that_github_does_not_know_any_more_wants_no_runner() -> None:
     assert not replace(merge(None, fact()), missing_since=NOW).wants_runner
 
 
+def test_a_job_of_which_github_shows_not_even_the_repository_wants_one_still() -> None:
+    assert replace(merge(None, fact()), unseen_since=NOW).wants_runner
+
+
 def test_a_job_cancelled_before_it_started_has_no_runner_and_never_started() -> None:
     cancelled = fact("completed", runner_name=None, runner_id=0, started_at=NOW, conclusion="cancelled")
     job = merged([fact(), cancelled])

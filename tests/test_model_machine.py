@@ -29,7 +29,7 @@ POOL_OF = {"1": HERE, "2": HERE, "3": THERE}
 """The pool of the runner that each job has at GitHub. All jobs belong to HERE: GitHub gave the third one to a runner of THERE."""
 RUNS = {job_id: f"hw-{pool}-{job_id:a>10}" for job_id, pool in POOL_OF.items()}
 SINCE_WAITING = [JobState.WAITING, JobState.QUEUED, JobState.IN_PROGRESS, JobState.COMPLETED]
-OF_PASSES = {"vms_made", "last_vm_at", "checked_at", "missing_since", "evicted", "rerun_at", "rerun", "rerun_of"}
+OF_PASSES = {"vms_made", "last_vm_at", "checked_at", "missing_since", "unseen_since", "evicted", "rerun_at", "rerun", "rerun_of"}
 """The columns of a job that planning passes write: no fact may change them."""
 
 Row = Job | Runner

@@ -51,11 +51,24 @@ def resting(key: str, until: timedelta) -> Head:
         (gathered(job("5", demand=False, runner_name="somebody-elses")), []),
         (gathered(runner(S.BUSY), RUNS), [("overdue-5", "safety")]),
         (gathered(RUNS), []),  # its runner is gone
+        (gathered(job(unseen_since=NOW), job("2", unseen_since=NOW)), [("unseen-linux", "auth")]),
+        (gathered(job(unseen_since=NOW, trusted=False)), [("unseen-linux", "auth")]),
+        (gathered(job(unseen_since=NOW, completed_at=NOW)), []),
+        (gathered(job(unseen_since=NOW, demand=False)), []),  # it has moved to another pool, say
+        (gathered(runner(S.BUSY), job(unseen_since=NOW, runner_name="hw-linux-aaaaaaaaaa", started_at=NOW)), []),
         (gathered(head=resting(POOL, -RECHECK), name="left-the-file"), []),
     ],
 )
 def test_what_a_person_can_do_something_about(read: Gathered, alerts: list[tuple[str, str]]) -> None:
     assert found(read) == alerts
+
+
+def test_the_repositories_that_github_does_not_show_are_named() -> None:
+    read = gathered(*(job(str(n), repository=f"octo-org/r{n}", unseen_since=NOW) for n in range(9)))
+    (alert,) = conditions(NOW, config(), read)
+    assert "octo-org/r0, octo-org/r1, " in alert.title
+    assert "octo-org/r4 …: " in alert.text
+    assert "'Actions: read'" in alert.text
 
 
 def test_agents_that_refuse_our_token_are_one_alert_a_pool() -> None:

@@ -12,10 +12,10 @@ from runnerpool.acts import act
 from runnerpool.budget import LIMITS
 from runnerpool.errors import Conflict, Misconfigured, PoolError, RetryLater
 from runnerpool.launch import PUT_HORIZON
-from runnerpool.model import RunnerState
+from runnerpool.model import Job, RunnerState
 from runnerpool.ports import JobReport, Registration
 from runnerpool.withdraw import DELETE_AGAIN
-from tests.made_rows import MINUTE, NOW, ORG, claimed, config, job, pool, virtual
+from tests.made_rows import MINUTE, NOW, ORG, claimed, config, job, later, pool, virtual
 from tests.stand_ins import Scene
 
 S = RunnerState
@@ -171,6 +171,58 @@ async def test_a_404_about_a_job_is_noted_and_taken_back_when_github_knows_it_ag
     scene.hub.jobs["1"] = JobReport("1", "queued", None, **GONE_RUNNER)
     await act(scene.acting(), [], [missing])
     assert (await scene.jobs())["1"].wants_runner
+
+
+@pytest.mark.parametrize(
+    ("held", "wants"),
+    [
+        (job(), True),
+        (job(trusted=False), False),  # its delivery came late: it stays unknown
+        (job(queued=False, waiting=True), False),
+        (job(missing_since=NOW - MINUTE), True),  # an earlier 404 was believed
+    ],
+)
+@virtual
+async def test_a_404_about_a_job_whose_repository_cannot_be_read_removes_nothing(held: Job, wants: bool) -> None:
+    scene = Scene()
+    scene.hub.hidden.add(held.repository)
+    await scene.hold(held)
+    await act(scene.acting(), [], list((await scene.jobs()).values()))
+    unseen = (await scene.jobs())["1"]
+    assert (unseen.unseen_since, unseen.missing_since, unseen.wants_runner) == (NOW, None, wants)
+
+    await later(seconds=60)
+    await act(scene.acting(), [], [unseen])
+    assert (await scene.jobs())["1"] == unseen  # asked again, it is written once
+
+    scene.hub.hidden.clear()
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, **GONE_RUNNER)
+    await act(scene.acting(), [], [unseen])
+    assert (await scene.jobs())["1"].unseen_since is None
+
+
+@virtual
+async def test_only_a_404_costs_a_look_at_the_repository() -> None:
+    scene = Scene()
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, **GONE_RUNNER)
+    await scene.hold(job())
+    held = list((await scene.jobs()).values())
+    await act(scene.acting(), [], held)
+    assert not scene.hub.count("reads_jobs")
+
+    scene.hub.jobs.clear()
+    scene.hub.fails("reads_jobs", Misconfigured("403", area="auth"))
+    await act(scene.acting(), [], held)
+    assert list((await scene.jobs()).values()) == held
+
+
+@virtual
+async def test_a_repository_that_can_be_read_again_makes_the_404_of_its_job_final() -> None:
+    scene = Scene()
+    await scene.hold(job(unseen_since=NOW - MINUTE))
+    await act(scene.acting(), [], list((await scene.jobs()).values()))
+    missing = (await scene.jobs())["1"]
+    assert (missing.unseen_since, missing.missing_since, missing.wants_runner) == (None, NOW, False)
 
 
 @virtual

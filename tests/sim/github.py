@@ -329,6 +329,13 @@ class GitHubPort:
 
         return await self._process.call("github", effect)
 
+    async def reads_jobs(self, repository: str) -> bool:
+        def effect() -> bool:
+            self._state.spend(1)
+            return not self._state.world.faults.during("permission lost")
+
+        return await self._process.call("github", effect)
+
     async def rerun_job(self, repository: str, job_id: str) -> None:
         await self._process.call("github", lambda: self._state.run_again(repository, job_id), write=True)
 
