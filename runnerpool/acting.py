@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from runnerpool.capacity import POOL, TROUBLE_REST
+from runnerpool.capacity import POOL, TARGET_REST, TROUBLE_REST, resting_targets, target_key
 from runnerpool.config import PoolConfig
 from runnerpool.decide import rest_pool
-from runnerpool.errors import RetryLater
+from runnerpool.errors import Misconfigured, RetryLater
 from runnerpool.ledger import Ledger
 from runnerpool.model import Head, Rest, Runner, RunnerState, Target
 from runnerpool.ports import Agents, Compute, GitHub, JitConfig, Registration, RunnerPackage
@@ -39,7 +39,7 @@ class Outside:
     """Everything beyond the ledger that an act may touch, and the deployment's constants that go with it.
 
     `group` is the runner group's name, `anchor` the target through which questions about the whole deployment are asked,
-    `tags` what every VM of ours carries.
+    `others` those that are asked where it refuses, `tags` what every VM of ours carries.
     """
 
     compute: Compute
@@ -49,6 +49,7 @@ class Outside:
     group: str
     anchor: Target
     tags: dict[str, str]
+    others: Sequence[Target] = ()
     packages: dict[tuple[str, str], tuple[datetime, RunnerPackage]] = field(default_factory=dict)
     """The runner releases that GitHub offered, by system and architecture, and when it was asked."""
 
@@ -134,6 +135,13 @@ class Acting:
 
     async def rest_whole_pool(self, reason: str) -> None:
         await self.rest(POOL, Rest(self.clock() + TROUBLE_REST, reason[:300]))
+
+    async def rest_refused(self, target: Target, error: Misconfigured) -> None:
+        """After GitHub refused a registration: a repository's own trouble rests that repository, any other the whole pool."""
+        if not target.startswith("repo:") or error.everywhere:
+            await self.rest_whole_pool(str(error))
+        elif target not in resting_targets(self.head.rests, self.clock()):  # where it rests, another act has just been refused
+            await self.rest(target_key(target), Rest(self.clock() + TARGET_REST, str(error)[:300]))
 
     async def token(self, scope: str) -> None:
         """Waits for one token of a bucket that all processes share. RetryLater when none comes before the deadline."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-from runnerpool.model import Rest
+from runnerpool.model import Rest, Target
 from runnerpool.vm_config import VmConfig
 
 SPOT_REST = timedelta(hours=1)
@@ -21,6 +21,9 @@ SKU_REST = timedelta(hours=23)
 """A size not offered to this subscription in a region or zone changes by a support request, not by waiting."""
 TROUBLE_REST = timedelta(minutes=5)
 """A pool that Azure or GitHub refuses for its configuration is tried again this often, so that a mended one recovers by itself."""
+
+TARGET_REST = timedelta(minutes=10)
+"""The same for one repository: as long as a job that had its tries waits for the next one, so that no alert ends between two."""
 
 CAPACITY_CODES = frozenset(
     {
@@ -40,6 +43,9 @@ CAPACITY_CODES = frozenset(
 
 POOL = "pool"
 """The key of a rest that holds for the whole pool."""
+
+_TARGET = "target "
+"""Begins the key of a rest that holds for the jobs of one target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,21 @@ def rest_after(rung: Rung, code: str, detail: str, now: datetime) -> tuple[str, 
     if code == "SkuNotAvailable":
         return (zone_key if rung.zone else size_key), Rest(now + (SPOT_REST if rung.spot else SKU_REST), code)
     return zone_key, Rest(now + (SPOT_REST if rung.spot else ALLOCATION_REST), code)
+
+
+def target_key(target: Target) -> str:
+    """The key of the rest of a target at which GitHub refuses registrations. It covers no offer: others may use them all."""
+    return f"{_TARGET}{target}"
+
+
+def resting_targets(rests: Mapping[str, Rest], now: datetime) -> dict[Target, Rest]:
+    """The targets at which nobody is to be registered now."""
+    return {key.removeprefix(_TARGET): rest for key, rest in rests.items() if key.startswith(_TARGET) and rest.until > now}
+
+
+def offers_resting(rests: Mapping[str, Rest], now: datetime) -> list[Rest]:
+    """Every rest of an offer, or of all of them."""
+    return [rest for key, rest in rests.items() if not key.startswith(_TARGET) and rest.until > now]
 
 
 def live_rests(rests: Mapping[str, Rest], now: datetime) -> dict[str, Rest]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -35,6 +35,7 @@ class Demand:
     counting: int  # runners that the maximum counts
     leaving: int  # those of them that are on their way out
     short: list[Job] = field(default_factory=list)  # waiting jobs beyond what serves their target, oldest first
+    refused: Collection[Target] = ()  # where nobody is to be registered now: their jobs wait, and are short of nothing
     second: list[tuple[Job, Runner | None]] = field(default_factory=list)
     """Second attempts at jobs lost to an eviction, each with the regular VM that is kept for it, None while it has none. Neither
     of the two is counted anywhere above but in `counting`."""
@@ -67,8 +68,9 @@ def waits_for(pool: PoolConfig, job: Job) -> bool:
     return job.completed_at is None and job.wants_runner and (has_departed(pool) or not lacking(job.labels, pool))
 
 
-def demand(now: datetime, world: World, pool: PoolConfig) -> Demand:
-    """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done."""
+def demand(now: datetime, world: World, pool: PoolConfig, refused: Collection[Target] = ()) -> Demand:
+    """Counts waiting jobs and serving runners, and picks the jobs for which something is still to be done: none of those of
+    `refused` targets, so that no VM is kept for them from the others."""
     waiting: dict[Target, list[Job]] = defaultdict(list)
     wanting = [job for job in world.jobs.values() if waits_for(pool, job)]
     for job in sorted(wanting, key=lambda job: (job.created_at, job.job_id)):
@@ -90,9 +92,10 @@ def demand(now: datetime, world: World, pool: PoolConfig) -> Demand:
             bound[runner.target].append(runner)
     existing = [runner for runner in world.runners.values() if runner.exists or _may_come(now, runner)]
     leaving = sum(runner.state in LEAVING for runner in existing)
-    short = [job for target in waiting for job in _short_of(now, waiting[target], bound.get(target, []))]
+    short = [job for target in waiting if target not in refused for job in _short_of(now, waiting[target], bound.get(target, []))]
     short.sort(key=lambda job: (job.created_at, job.job_id))
-    return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short, second)
+    second = [(job, runner) for job, runner in second if job.target not in refused]
+    return Demand(dict(waiting), dict(bound), dict(ignored), unbound, len(existing), leaving, short, refused, second)
 
 
 def _second_attempts(now: datetime, world: World, waiting: Sequence[Job]) -> list[tuple[Job, Runner | None]]:

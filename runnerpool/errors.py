@@ -57,9 +57,11 @@ class Misconfigured(PoolError):
     """Refused for a reason that stays until somebody changes a setting, a permission or the pool file.
 
     `area` says which part is at fault: `auth` (credentials or permissions), `provisioning` (image, size, policy),
-    `setup` (runner group, runner version) or `network` (subnet, addresses).
+    `setup` (runner group, runner version) or `network` (subnet, addresses). `everywhere`: the credential itself is no good,
+    so nothing else that is asked for with it will be granted either.
     """
 
-    def __init__(self, message: str, *, area: str) -> None:
+    def __init__(self, message: str, *, area: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.area = area
+        self.everywhere = everywhere

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from runnerpool.capacity import POOL, Rung, ladder, next_rung, resting
+from runnerpool.capacity import POOL, Rung, ladder, next_rung, resting, resting_targets
 from runnerpool.config import PoolConfig, has_departed
 from runnerpool.demand import FREE_TRIES, SPACING, demand, ignored_by_github, may_make, waits_for
 from runnerpool.labels import lacking
 from runnerpool.lifecycle import World, serves
-from runnerpool.model import Head, Job, JobState, Runner, RunnerState
+from runnerpool.model import Head, Job, JobState, Rest, Runner, RunnerState
 
 S = RunnerState
 
@@ -23,7 +23,8 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
         (job for job in world.jobs.values() if job.state in (JobState.QUEUED, JobState.WAITING) and job.demand),
         key=lambda job: (job.created_at, job.job_id),
     )
-    need = demand(now, world, pool)
+    refusals = resting_targets(head.rests, now)
+    need = demand(now, world, pool, refusals)
     made = {
         runner.job_id: runner
         for runner in world.runners.values()
@@ -41,8 +42,12 @@ def reasons(now: datetime, pool: PoolConfig, head: Head, world: World, unreadabl
         if aside:
             sentences[job.job_id] = aside
             continue
-        if job.job_id in made:
-            sentences[job.job_id] = _on_its_way(now, pool, head, made[job.job_id])
+        refusal = refusals.get(job.target)
+        mine = made.get(job.job_id)
+        if refusal is not None and (mine is None or mine.minted_at is None):
+            sentences[job.job_id] = _refused_there(job, refusal)
+        elif mine is not None:
+            sentences[job.job_id] = _on_its_way(now, pool, head, mine)
         elif job.job_id not in short and may_make(now, job) and not refused:
             sentences[job.job_id] = "a runner that fits is on its way or idle; GitHub has not given it the job yet"
         elif damaged:
@@ -76,6 +81,10 @@ def _unseen(job: Job) -> str:
         return ""
     since = f"{job.unseen_since:%H:%M} UTC"
     return f"; GitHub has shown no job of {job.repository} since {since} (404): the credential lacks 'Actions: read' there"
+
+
+def _refused_there(job: Job, refusal: Rest) -> str:
+    return f"GitHub registers no runner for {job.repository}, and is asked again at {refusal.until:%H:%M}: {refusal.code}"
 
 
 def _on_its_way(now: datetime, pool: PoolConfig, head: Head, runner: Runner) -> str:

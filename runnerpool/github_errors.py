@@ -67,7 +67,7 @@ def translate(error: GitHubException, call: Call) -> PoolError:
         return refusal(error.response.status_code, error.response.headers, error.response.content, call)
     if isinstance(error, RequestError):
         return _failure(error.exc, call)
-    return Misconfigured(f"GitHub credentials are incomplete ({type(error).__name__})", area="auth")
+    return Misconfigured(f"GitHub credentials are incomplete ({type(error).__name__})", area="auth", everywhere=True)
 
 
 def _failure(cause: Exception, call: Call) -> PoolError:
@@ -76,12 +76,13 @@ def _failure(cause: Exception, call: Call) -> PoolError:
     if isinstance(cause, RequestFailed):
         return _without_token(translate(cause, TOKEN_EXCHANGE))
     if isinstance(cause, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return Misconfigured(f"GITHUB_API_URL or the GitHub credential cannot be sent ({name}): a stray character?", area="auth")
+        told = f"GITHUB_API_URL or the GitHub credential cannot be sent ({name}): a stray character?"
+        return Misconfigured(told, area="auth", everywhere=True)
     if isinstance(cause, httpx.HTTPError):
         uncertain = call.writes and not isinstance(cause, NEVER_SENT)
         return RetryLater(f"GitHub gave no answer ({name}) when asked to {call.purpose}", uncertain=uncertain)
     if isinstance(cause, jwt.PyJWTError | ValueError) and not isinstance(cause, pydantic.ValidationError):
-        return Misconfigured("GITHUB_APP_PRIVATE_KEY is not the text of an RSA key in PEM form", area="auth")
+        return Misconfigured("GITHUB_APP_PRIVATE_KEY is not the text of an RSA key in PEM form", area="auth", everywhere=True)
     return RetryLater(f"no call to GitHub could be made ({name}) to {call.purpose}")
 
 
@@ -90,7 +91,7 @@ def _without_token(error: PoolError) -> PoolError:
     if isinstance(error, RetryLater):
         return RetryLater(str(error), after=error.after)
     needed = "" if TOKEN_EXCHANGE.permission in str(error) else f"; it needs {TOKEN_EXCHANGE.permission}"
-    return Misconfigured(f"{error}{needed}", area="auth")
+    return Misconfigured(f"{error}{needed}", area="auth", everywhere=True)
 
 
 def refusal(status: int, headers: Headers, content: bytes, call: Call) -> PoolError:
@@ -102,7 +103,8 @@ def refusal(status: int, headers: Headers, content: bytes, call: Call) -> PoolEr
             return RetryLater(f"GitHub's rate limit: {told}", after=wait)
         return Forbidden(f"{told}; it needs {call.permission}")
     if status == 401:
-        return Misconfigured(f"{told}: the credential is wrong, expired or revoked; it needs {call.permission}", area="auth")
+        told = f"{told}: the credential is wrong, expired or revoked; it needs {call.permission}"
+        return Misconfigured(told, area="auth", everywhere=True)
     if status == 404:
         return Gone(told)
     if status == 409:

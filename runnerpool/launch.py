@@ -58,14 +58,21 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     if claimed is None:
         return
     config: JitConfig | None = None
+    if born:
+        try:
+            ready, config = await _register(acting, claimed, left)
+        except Misconfigured as error:
+            await acting.rest_refused(target_of(claimed), error)
+            await acting.fail(claimed, str(error), refused=True)
+            return
+        if ready is None:
+            return
+        claimed = ready
     try:
-        if born:
-            claimed, config = await _register(acting, claimed, left)
-        if claimed is not None:
-            await _put(acting, claimed, config)
+        await _put(acting, claimed, config)
     except Misconfigured as error:
         await acting.rest_whole_pool(str(error))
-        await acting.fail(claimed or runner, str(error), refused=True)
+        await acting.fail(claimed, str(error), refused=True)
 
 
 async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None:
@@ -209,12 +216,26 @@ async def _package(acting: Acting, runner: Runner) -> RunnerPackage | None:
     system, arch = ("win" if acting.pool.vm.os == "windows" else "linux"), architecture(runner.size)
     asked_at, offered = acting.outside.packages.get((system, arch), (None, None))
     if offered is None or asked_at is None or acting.clock() - asked_at > PACKAGE_AGE:
-        offered = await acting.call(lambda: acting.outside.github.runner_package(acting.outside.anchor, system, arch))
+        offered = await _offered(acting, runner, system, arch)
         acting.outside.packages[system, arch] = (acting.clock(), offered)
     pinned = acting.pool.vm.runner_version
     if pinned in ("auto", offered.version):
         return offered
     return RunnerPackage(version=pinned, url=offered.url.replace(offered.version, pinned), sha256="")
+
+
+async def _offered(acting: Acting, runner: Runner, system: str, arch: str) -> RunnerPackage:
+    """GitHub's answer is the same everywhere, so a repository that refuses to give it stops nobody else's VM."""
+    outside = acting.outside
+    first = [] if runner.target is None else [runner.target]
+    *others, last = dict.fromkeys([*first, outside.anchor, *outside.others])
+    for target in others:
+        try:
+            return await acting.call(lambda target=target: outside.github.runner_package(target, system, arch))  # type: ignore[misc]
+        except Misconfigured as error:
+            if error.area != "auth" or error.everywhere:
+                raise
+    return await acting.call(lambda: outside.github.runner_package(last, system, arch))
 
 
 def _spec(acting: Acting, runner: Runner, data: str) -> VmSpec:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun, Retire
-from runnerpool.capacity import next_rung
+from runnerpool.capacity import next_rung, resting_targets
 from runnerpool.config import PoolConfig, warm_minimum
 from runnerpool.deletion import basis
 from runnerpool.demand import LEAVING, Demand, demand, may_make
@@ -45,7 +45,7 @@ def plan(
 
     `home` is the only target that the pool file allows, None where there are several: registering ahead of need wants one.
     """
-    need = demand(now, world, pool)
+    need = demand(now, world, pool, resting_targets(head.rests, now))
     binds = list(bindings(now, pool, need, home))
     taken = {bind.runner for bind in binds}
     leaving = surplus(now, pool, need, taken)
@@ -143,6 +143,8 @@ def bindings(now: datetime, pool: PoolConfig, need: Demand, home: Target | None)
             yield Bind(runner.name, job.target, f"job {job.job_id} is the second attempt at one that was lost to an eviction")
     lacking: list[Job] = []
     for target, jobs in need.waiting.items():
+        if target in need.refused:
+            continue
         mine = need.bound.get(target, [])
         missing = max(len(jobs) - sum(runner.state is not S.READY for runner in mine), 0)
         lost = _ready(now, mine)[:missing]
@@ -165,10 +167,10 @@ def _ready(now: datetime, runners: Iterable[Runner]) -> list[Runner]:
 
 def _ahead_of_need(now: datetime, need: Demand, free: Sequence[Runner], home: Target | None) -> Iterable[Bind]:
     for target, runners in need.bound.items():
-        if target not in need.waiting:
+        if target not in need.waiting and target not in need.refused:
             for runner in _ready(now, runners):
                 yield Bind(runner.name, target, "keep_registered: GitHub dropped its registration")
-    if home is not None:
+    if home is not None and home not in need.refused:
         for runner in free:
             yield Bind(runner.name, home, "keep_registered")
 

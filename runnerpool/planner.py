@@ -71,6 +71,7 @@ class Planner:
             user_data=user_data,
             group=config.github.runner_group,
             anchor=config.github.targets[0],
+            others=config.github.targets[1:],
             tags={**azure.tags, TAG: azure.name_prefix},
         )
         closing = AsyncExitStack()

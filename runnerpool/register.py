@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from runnerpool.acting import Acting
-from runnerpool.capacity import TROUBLE_REST
+from runnerpool.capacity import TROUBLE_REST, resting_targets
 from runnerpool.errors import Conflict, Misconfigured, RetryLater
 from runnerpool.model import Runner, RunnerState, Target
 from runnerpool.ports import AgentPhase, AgentStatus, JitConfig, Registration, Removal
@@ -22,9 +22,12 @@ async def mint(acting: Acting, runner: Runner, left: Registration | None = None)
     """Registers the runner under its name, for a token that the caller has taken. A registration that an earlier attempt left
     behind goes first: its JIT config is lost, since whatever holds it was looked at before. `left` is it, where it is known.
 
-    Raises RetryLater where that registration is busy, and what `GitHub.mint_jit_config` raises.
+    Raises RetryLater where that registration is busy, what `GitHub.mint_jit_config` raises, and Misconfigured without asking where
+    another act was refused at this target meanwhile.
     """
     target = target_of(runner)
+    if (rest := resting_targets(acting.head.rests, acting.clock()).get(target)) is not None:
+        raise Misconfigured(rest.code, area="auth")
     github = acting.outside.github
     labels = acting.pool.registration_labels
     if left is not None:
@@ -71,9 +74,11 @@ async def bind(acting: Acting, runner: Runner) -> None:
     try:
         config = await mint(acting, claimed)
     except Misconfigured as error:
-        # Refused for certain. The VM is as good as before, and the pool's head says what is wrong.
-        unminted, reason = runner.minted_at, str(error)[:500]
-        await acting.rest_whole_pool(reason)
+        # Refused for certain. The VM is as good as before, and the pool's head says what is wrong. Where only one repository
+        # refuses, the VM is for another one at once.
+        unminted, reason, target = runner.minted_at, str(error)[:500], target_of(runner)
+        await acting.rest_refused(target, error)
+        alone = target in resting_targets(acting.head.rests, acting.clock())
         await acting.revise(
             claimed,
             lambda row: row.move(
@@ -82,7 +87,7 @@ async def bind(acting: Acting, runner: Runner) -> None:
                 reason,
                 minted_at=unminted,
                 target=row.target if unminted else None,
-                not_before=now + TROUBLE_REST,
+                not_before=None if alone else now + TROUBLE_REST,
             ),
         )
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from runnerpool.capacity import POOL, ladder, next_rung
+from runnerpool.capacity import POOL, ladder, next_rung, offers_resting, resting_targets
 from runnerpool.config import Config, PoolConfig
 from runnerpool.gather import Gathered
 from runnerpool.model import Job, JobState, RunnerState, Snapshot
@@ -42,9 +42,14 @@ def _pool(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None)
         text = f"{rest.code}\nIt is tried again at {rest.until:%H:%M} UTC."
         yield Alert(f"pool-{name}", "setup", f"pool {name} makes no VMs", text)
     elif pool is not None and ladder(pool.vm) and next_rung(pool.vm, snapshot.head.rests, lately) is None:
-        codes = ", ".join(sorted({rest.code for rest in snapshot.head.rests.values() if rest.until > lately}))
+        codes = ", ".join(sorted({rest.code for rest in offers_resting(snapshot.head.rests, lately)}))
         text = f"Azure refused every size and zone of the pool ({codes}). Its jobs wait; other pools go on."
         yield Alert(f"capacity-{name}", "provisioning", f"pool {name} finds no capacity", text)
+    for target, refusal in sorted(resting_targets(snapshot.head.rests, lately).items()):
+        repository = target.removeprefix("repo:")
+        text = f"{refusal.code}\nOnly its jobs wait; the pool's others go on. It is tried again at {refusal.until:%H:%M} UTC."
+        title = f"GitHub registers no runner of pool {name} for {repository}"
+        yield Alert(f"target-{name}-{repository.replace('/', '-')}", "auth", title, text)
     for row in snapshot.unreadable:
         text = "It was edited by hand or damaged. While it is a runner's row, its pool adds no VMs. Mend or delete it."
         yield Alert(f"row-{name}-{row.replace(':', '-')}", "safety", f"row {row} of pool {name} cannot be read", text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from runnerpool.actions import Create, Delete, Forget
-from runnerpool.capacity import ladder, resting
+from runnerpool.capacity import ladder, resting, resting_targets
 from runnerpool.config import PoolConfig
 from runnerpool.decide import Decision
 from runnerpool.explain import reasons
@@ -124,6 +124,7 @@ def _true(now: datetime, pool: PoolConfig, rows: Snapshot, job: Job, sentence: s
     claims = {
         "GitHub has answered 404": job.missing_since is not None,
         "GitHub has shown no job": job.unseen_since is not None,
+        "GitHub registers no runner": job.target in resting_targets(head.rests, now),
         "approval": job.state is JobState.WAITING,
         "minutes late": not job.trusted,
         "being drained": head.draining,

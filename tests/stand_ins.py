@@ -40,7 +40,7 @@ from runnerpool.ports import (
 from runnerpool.provision import Engine
 from runnerpool.reconcile import Reconcile
 from runnerpool.rows import fact_to_columns, head_to_columns, job_to_columns, runner_to_columns
-from tests.made_rows import MINUTE, ORG, clock, config, status, suffixes
+from tests.made_rows import MINUTE, clock, config, status, suffixes
 from tests.memory_table import MemoryTable
 
 # ---------------------------------------------------------------------------------------------- the services
@@ -136,10 +136,12 @@ class Hub(Recording):
     failed: list[Delivery] = field(default_factory=list)
     blind: bool = False  # every DELETE answers 404, as where a permission was lost
     hidden: set[str] = field(default_factory=set)  # repositories that this credential may not see
+    closed: dict[str, BaseException] = field(default_factory=dict)  # targets that refuse every registration, and how
     _ids: Any = field(default_factory=lambda: itertools.count(100))
 
     async def mint_jit_config(self, target: str, name: str, labels: Sequence[str], group: str) -> JitConfig:
         self.begin("mint", name)
+        await self._admitted(target)
         if name in self.registered[target]:
             raise Conflict("409")
         made = Registration(next(self._ids), name, online=False, busy=False)
@@ -181,7 +183,13 @@ class Hub(Recording):
 
     async def runner_package(self, target: str, os: str, arch: str) -> RunnerPackage:
         self.begin("package")
+        await self._admitted(target)
         return RunnerPackage("2.330.0", "https://example.com/2.330.0.tar.gz", "00")
+
+    async def _admitted(self, target: str) -> None:
+        if target in self.closed:
+            await asyncio.sleep(0.1)
+            raise self.closed[target]
 
     async def failed_deliveries(self, since: datetime) -> list[Delivery]:
         self.begin("failed_deliveries")
@@ -250,7 +258,8 @@ class Scene:
             agents=self.crew,
             user_data=lambda _pool, name, _package, jit: f"{name} {jit.encoded if jit else 'unregistered'}",
             group="Default",
-            anchor=ORG,
+            anchor=self.config.github.targets[0],
+            others=self.config.github.targets[1:],
             tags={"runnerpool": "hw"},
         )
         self.suffix = suffixes()

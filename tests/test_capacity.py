@@ -18,8 +18,11 @@ from runnerpool.capacity import (
     ladder,
     live_rests,
     next_rung,
+    offers_resting,
     rest_after,
     resting,
+    resting_targets,
+    target_key,
 )
 from runnerpool.model import Rest
 from runnerpool.vm_config import VmConfig
@@ -120,6 +123,14 @@ def test_the_next_rung_is_the_first_that_does_not_rest_and_a_rest_ends() -> None
 
 def test_a_rest_of_the_whole_pool_leaves_no_rung() -> None:
     assert next_rung(vm(), {POOL: Rest(NOW + MINUTE, "no such image")}, NOW) is None
+
+
+def test_a_rest_of_one_target_covers_no_offer() -> None:
+    rests = {target_key("repo:octo-org/b"): Rest(NOW + MINUTE, "403"), "regular": Rest(NOW + MINUTE, "full")}
+    assert next_rung(vm(), {target_key("repo:octo-org/b"): rests[target_key("repo:octo-org/b")]}, NOW) == REGIONAL
+    assert resting_targets(rests, NOW).keys() == {"repo:octo-org/b"}
+    assert not resting_targets(rests, NOW + MINUTE)
+    assert offers_resting(rests, NOW) == [rests["regular"]]
 
 
 def test_of_several_rests_the_longest_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runnerpool.capacity import POOL, Rung, rest_after
+from runnerpool.capacity import POOL, Rung, rest_after, target_key
 from runnerpool.config import departed
 from runnerpool.demand import FREE_TRIES, IGNORED
 from runnerpool.explain import reasons
@@ -21,6 +21,7 @@ FOR_1: dict[str, Any] = {"target": ORG, "job_id": "1"}
 IDLE: dict[str, Any] = {"online_at": NOW - IGNORED, "ready_at": NOW - IGNORED}
 REFUSED = Head("linux", rests={POOL: Rest(NOW + 5 * MINUTE, "no runner group CI")})
 BROKEN = Head("linux", failures=tuple(Failure(NOW, f"hw-linux-{n}", "its agent did not answer", "1") for n in "ab"))
+CLOSED = Head("linux", rests={target_key(ORG): Rest(NOW + 5 * MINUTE, "GitHub answered 403")})
 FULL = Head("linux", rests={"regular": Rest(NOW + 10 * MINUTE, "QuotaExceeded")})
 
 
@@ -36,6 +37,12 @@ FULL = Head("linux", rests={"regular": Rest(NOW + 10 * MINUTE, "QuotaExceeded")}
         ([job(), runner(S.READY)], None, "a runner that fits is on its way or idle"),
         ([job(), runner(S.BOOTING)], None, "a runner that fits is on its way or idle"),
         ([job(), runner(S.READY)], REFUSED, "no runner group CI"),
+        ([job()], CLOSED, "no runner for octo-org/hello, and is asked again at 00:05: GitHub answered 403"),
+        ([job(), runner(S.READY)], CLOSED, "GitHub answered 403"),
+        ([job(), runner(S.BOOTING, job_id="1")], CLOSED, "GitHub answered 403"),
+        ([job(vms_made=FREE_TRIES, last_vm_at=NOW)], CLOSED, "GitHub answered 403"),
+        ([job(), runner(S.REGISTERED, **FOR_1)], CLOSED, "is online since 60 s"),  # registered before
+        ([job(target="repo:octo-org/a")], CLOSED, "the next planning pass makes a VM for it"),
         ([job()], Head("linux", paused=True), "paused"),
         ([job()], FULL, "no capacity for Standard_D4ads_v5 until 00:10, when it is tried again"),
         ([job(), *(runner(S.BUSY, str(n)) for n in range(3))], None, "at its maximum of 3 VMs; 0 jobs are ahead"),

@@ -35,7 +35,7 @@ async def test_a_wrong_token_is_a_matter_of_auth(start: Start) -> None:
     place = await start()
     with pytest.raises(Misconfigured, match="wrong, expired or revoked") as caught:
         await place.api(Token("ghp_wrong")).list_runners(TARGET)
-    assert caught.value.area == "auth"
+    assert (caught.value.area, caught.value.everywhere) == ("auth", True)
     assert not isinstance(caught.value, Forbidden)
 
 
@@ -53,7 +53,7 @@ async def test_a_missing_permission_is_named_with_what_it_was_wanted_for(start: 
     place.fail("answer", status=403, message="Resource not accessible by personal access token", path="jitconfig")
     with pytest.raises(Misconfigured, match="register a runner in group 'Default' of org:octo-org") as caught:
         await place.mint("hw-a")
-    assert caught.value.area == "auth"
+    assert (caught.value.area, caught.value.everywhere) == ("auth", False)
     assert "Self-hosted runners: write" in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runnerpool.actions import Bind, Create, Delete, Forget, Park, Rerun, Retire
-from runnerpool.capacity import POOL
+from runnerpool.capacity import POOL, target_key
 from runnerpool.config import PoolConfig
 from runnerpool.demand import FREE_TRIES, IGNORED, SPACING, demand
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState
@@ -102,6 +102,42 @@ def test_nothing_is_made_while_the_pool_is_paused_or_every_offer_rests() -> None
     assert not of(Create, planned(jobs(1), head=Head("linux", paused=True)))
     assert not of(Create, planned(jobs(1), head=Head("linux", rests={POOL: Rest(NOW + MINUTE, "no such image")})))
     assert of(Create, planned(jobs(1), head=Head("linux", rests={POOL: Rest(NOW, "no such image")})))
+
+
+B_IS_REFUSED = Head("linux", rests={target_key(REPO_B): Rest(NOW + MINUTE, "GitHub answered 403")})
+OF_B = [job(str(n), target=REPO_B, age=5 * MINUTE) for n in range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "made", "bound"),
+    [
+        (OF_B, [], []),
+        ([*OF_B, job("9", target=REPO_A)], ["9"], []),
+        ([*OF_B, job("9", target=REPO_A), *runners(S.READY, 1)], [], [REPO_A]),  # it is kept for none of the older jobs
+        ([*OF_B, job("9", target=REPO_A), *runners(S.BOOTING, 1, job_id="1")], [], []),
+        ([*OF_B, runner(S.READY, target=REPO_B, minted_at=NOW)], [], []),
+        ([job("1", target=REPO_B, rerun_of="0"), job("9", target=REPO_A, rerun_of="8")], ["9"], []),
+        ([job("1", target=REPO_B, rerun_of="0"), runner(S.READY, regular=True, job_id="1")], [], []),
+    ],
+)
+def test_where_github_refuses_runners_nothing_is_made_or_bound_and_others_go_on(
+    rows: list[Job | Runner], made: list[str], bound: list[str]
+) -> None:
+    actions = planned(rows, head=B_IS_REFUSED, home=None)
+    assert [create.job_id for create in of(Create, actions)] == made
+    assert [bind.target for bind in of(Bind, actions)] == bound
+
+
+def test_where_github_refuses_runners_nobody_is_registered_ahead_of_need() -> None:
+    rows = [runner(S.READY), runner(S.READY, "b", target=REPO_B, minted_at=NOW)]
+    keeps: dict[str, Any] = {"keep_registered": True, "minimum_warm_vms": 2}
+    assert not planned(rows, head=B_IS_REFUSED, home=REPO_B, **keeps)
+    assert len(of(Bind, planned(rows, home=REPO_B, **keeps))) == 2
+
+
+def test_what_registered_before_github_refused_it_waits_for_its_job() -> None:
+    rows: list[Job | Runner] = [*OF_B[:1], runner(S.REGISTERED, target=REPO_B, age=HOUR, online_at=NOW), job("9", target=REPO_A)]
+    assert not planned(rows, head=B_IS_REFUSED, home=None, maximum_pool_size=1)
 
 
 @pytest.mark.parametrize(

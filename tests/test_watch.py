@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from runnerpool.capacity import POOL
+from runnerpool.capacity import POOL, target_key
 from runnerpool.errors import Misconfigured
 from runnerpool.gather import Gathered
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState, Snapshot
@@ -46,6 +46,9 @@ def resting(key: str, until: timedelta) -> Head:
         (gathered(head=resting(POOL, MINUTE - RECHECK)), [("pool-linux", "setup")]),
         (gathered(head=resting("regular", MINUTE - RECHECK)), [("capacity-linux", "provisioning")]),
         (gathered(head=resting(POOL, -RECHECK)), []),
+        (gathered(head=resting(target_key("repo:octo-org/b"), MINUTE)), [("target-linux-octo-org-b", "auth")]),
+        (gathered(head=resting(target_key("repo:octo-org/b"), MINUTE - RECHECK)), [("target-linux-octo-org-b", "auth")]),
+        (gathered(head=resting(target_key("repo:octo-org/b"), -RECHECK)), []),
         (gathered(unreadable=("runner:hw-linux-broken",)), [("row-linux-runner-hw-linux-broken", "safety")]),
         (gathered(runner(S.BUSY), job("5", demand=False, runner_name="hw-linux-aaaaaaaaaa")), [("foreign-5", "safety")]),
         (gathered(job("5", demand=False, runner_name="somebody-elses")), []),
@@ -69,6 +72,14 @@ def test_the_repositories_that_github_does_not_show_are_named() -> None:
     assert "octo-org/r0, octo-org/r1, " in alert.title
     assert "octo-org/r4 …: " in alert.text
     assert "'Actions: read'" in alert.text
+
+
+def test_a_repository_where_github_refuses_runners_is_named_and_only_that() -> None:
+    rests = {target_key("repo:octo-org/b"): Rest(NOW + MINUTE, "403 at b"), "regular": Rest(NOW + MINUTE, "QuotaExceeded")}
+    of_b, of_azure = sorted(conditions(NOW, config(), gathered(head=Head("linux", rests=rests))), key=lambda alert: alert.area)
+    assert "octo-org/b" in of_b.title
+    assert "403 at b" in of_b.text
+    assert "(QuotaExceeded)" in of_azure.text
 
 
 def test_agents_that_refuse_our_token_are_one_alert_a_pool() -> None:

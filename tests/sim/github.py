@@ -331,7 +331,6 @@ class GitHubPort:
 
     async def reads_jobs(self, repository: str) -> bool:
         def effect() -> bool:
-            self._state.spend(1)
             return not self._state.world.faults.during("permission lost")
 
         return await self._process.call("github", effect)
