@@ -6,7 +6,7 @@ the committed rows ask for. An act is asked for by a row's state alone, so whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -38,13 +38,15 @@ FAILURES_KEPT = 5
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a decision depends on besides the snapshot. `suffix` makes a new name's last part (no `-` in it)."""
+    """What a decision depends on besides the snapshot. `suffix` makes a new name's last part (no `-` in it), `targets` are
+    all that the pool file allows, None where that is not known."""
 
     pool: PoolConfig
     prefix: str
     home: Target | None
     worker: str
     suffix: Callable[[], str]
+    targets: Collection[Target] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,9 @@ def _settle(now: datetime, setting: Setting, snapshot: Snapshot, head: Head, wor
     actions: list[Action] = []
     for _ in range(PLANS):
         if head.draining:
-            more = plan(now, drained(setting.pool), known, without_demand(world), seen=seen)
+            more = plan(now, drained(setting.pool), known, without_demand(world), seen=seen, targets=setting.targets)
         else:
-            more = plan(now, setting.pool, known, world, seen=seen, home=setting.home)
+            more = plan(now, setting.pool, known, world, seen=seen, home=setting.home, targets=setting.targets)
         if actions:  # the few questions of a pass have been chosen; nothing that is planned depends on them
             more = [action for action in more if not isinstance(action, Park | Rerun)]
         for action in more:

@@ -34,16 +34,27 @@ EXIT_GRACE = timedelta(minutes=1)
 ASKED_AGAIN = timedelta(minutes=5)
 """GitHub is asked about one job no more often than this, and ever more rarely about one that it leaves as it is."""
 
+ABANDONED = timedelta(minutes=15) + SKEW
+"""How long Azure must not have had a VM before its row goes without GitHub's word, where nobody can ask GitHub any more."""
+
 
 # ---------------------------------------------------------------------------------------------- the plan
 
 
 def plan(
-    now: datetime, pool: PoolConfig, head: Head, world: World, *, seen: Seen = NOTHING_SEEN, home: Target | None = None
+    now: datetime,
+    pool: PoolConfig,
+    head: Head,
+    world: World,
+    *,
+    seen: Seen = NOTHING_SEEN,
+    home: Target | None = None,
+    targets: Collection[Target] | None = None,
 ) -> list[Action]:
     """Everything that this pool should do now, in the order in which it is to be committed.
 
     `home` is the only target that the pool file allows, None where there are several: registering ahead of need wants one.
+    `targets` are all that it allows, None where that is not known.
     """
     need = demand(now, world, pool, resting_targets(head.rests, now))
     binds = list(bindings(now, pool, need, home))
@@ -52,8 +63,8 @@ def plan(
     return [
         *parks(now, pool, world),
         *reruns(now, pool, world),
-        *withdrawals(now, world, seen),
-        *forgets(world),
+        *withdrawals(now, world, seen, targets),
+        *forgets(now, world, targets),
         *binds,
         *leaving,
         *renewals(now, pool, head, need, taken | _names(leaving)),
@@ -61,13 +72,13 @@ def plan(
     ]
 
 
-def withdrawals(now: datetime, world: World, seen: Seen) -> Iterable[Action]:
+def withdrawals(now: datetime, world: World, seen: Seen, targets: Collection[Target] | None = None) -> Iterable[Action]:
     """What finished, failed or ended is deleted where rule 1 allows it, and retired where it does not yet."""
     for runner in world.runners.values():
         overdue = runner.state is S.BUSY and _over_without_word(now, runner, seen)
         if runner.state not in (S.FINISHED, S.FAILED, S.RETIRING) and not overdue:
             continue
-        if _nothing_left(runner):
+        if _nothing_left(now, runner, targets):
             continue  # forgets() drops the row
         allowed = basis(now, runner, seen.agents.get(runner.name), seen.at, unfinished=_unfinished(runner, world))
         if allowed is not None:
@@ -310,14 +321,22 @@ def _go(runner: Runner, reason: str) -> Action:
     return Retire(runner.name, reason)
 
 
-def forgets(world: World) -> Iterable[Forget]:
-    """Rows with nothing behind them: no VM is there, none can come any more, and no registration is left."""
+def forgets(now: datetime, world: World, targets: Collection[Target] | None = None) -> Iterable[Forget]:
+    """Rows with nothing behind them: no VM is there, none can come any more, and no registration is left that anybody could use."""
     for runner in world.runners.values():
-        if runner.state in LEAVING and _nothing_left(runner):
+        if runner.state in LEAVING and _nothing_left(now, runner, targets):
             yield Forget(runner.name, f"{runner.reason}; Azure no longer knows it")
 
 
-def _nothing_left(runner: Runner) -> bool:
-    """Azure has answered 404 since no PUT could bring it any more, and no registration of it can be left."""
+def _nothing_left(now: datetime, runner: Runner, targets: Collection[Target] | None) -> bool:
+    """Azure has answered 404 since no PUT could bring it any more, and no registration of it can be left, or none that we could
+    still ask for: where a repository was deleted GitHub answers 404 for ever, and GitHub itself drops what stays offline."""
+    if runner.absent_since is None:
+        return False
     settled = runner.minted_at is None or runner.completed_job is not None or runner.deregistered_at is not None
-    return runner.absent_since is not None and settled
+    return settled or (now - runner.absent_since >= ABANDONED and has_left(runner.target, targets))
+
+
+def has_left(target: Target | None, targets: Collection[Target] | None) -> bool:
+    """Whether the pool file does not allow this target any more. GitHub's names are the same in capitals."""
+    return target is not None and targets is not None and target.lower() not in {allowed.lower() for allowed in targets}

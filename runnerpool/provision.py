@@ -112,7 +112,12 @@ class Engine:
     async def plan_once(self, name: str, seen: Seen, worker: str) -> Committed | None:
         """One plan, committed. None where others kept planning this pool: they saw the same rows."""
         setting = Setting(
-            pool=self.pool(name), prefix=self.config.azure.name_prefix, home=self.home, worker=worker, suffix=self.suffix
+            pool=self.pool(name),
+            prefix=self.config.azure.name_prefix,
+            home=self.home,
+            worker=worker,
+            suffix=self.suffix,
+            targets=self.config.github.targets,
         )
         for attempt in range(CONTEST):
             snapshot = await self.ledger.read_pool(name)

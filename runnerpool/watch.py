@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from runnerpool.capacity import POOL, ladder, next_rung, offers_resting, resting_targets
 from runnerpool.config import Config, PoolConfig
 from runnerpool.gather import Gathered
-from runnerpool.model import Job, JobState, RunnerState, Snapshot
+from runnerpool.model import Job, JobState, Runner, RunnerState, Snapshot, Target
+from runnerpool.plan import has_left
 from runnerpool.ports import AgentTrouble, Alert
 
 RECHECK = timedelta(minutes=2)
 """How long after a rest has ended its condition still stands: the offer is being tried again, and may be refused again."""
+
+WITHDRAWN = timedelta(hours=1)
+"""A registration is removed and its VM deleted within minutes, twenty where its agent is silent. Whatever takes longer is stuck."""
+NAMED = 20
+"""VMs that one alert names."""
 
 
 def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]:
@@ -22,6 +30,7 @@ def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]
     for name, snapshot in gathered.pools.items():
         found += _pool(now, name, snapshot, pools.get(name))
         found += _runners(name, snapshot, gathered)
+        found += _withdrawn_in_vain(now, name, snapshot, config.github.targets)
         found += _jobs(now, name, snapshot, pools.get(name))
         found += _unseen(name, snapshot)
     return found
@@ -61,6 +70,34 @@ def _runners(name: str, snapshot: Snapshot, gathered: Gathered) -> Iterable[Aler
         names = ", ".join(refused[:5]) + (" …" if len(refused) > 5 else "")
         text = f"{names}: was RUNNER_AGENT_KEY changed without RUNNER_AGENT_KEY_PREVIOUS?"
         yield Alert(f"agents-{name}", "auth", f"{len(refused)} agents of pool {name} refuse our token", text)
+
+
+def _withdrawn_in_vain(now: datetime, name: str, snapshot: Snapshot, targets: Collection[Target]) -> Iterable[Alert]:
+    """VMs that nobody may delete, one alert a target: as a rule the target is what has gone."""
+    stuck: dict[str, list[Runner]] = defaultdict(list)
+    for runner in snapshot.runners.values():
+        if runner.state is RunnerState.RETIRING and now - runner.since > WITHDRAWN:
+            stuck[runner.target or "no target"].append(runner)
+    for target, runners in stuck.items():
+        names = ", ".join(sorted(runner.name for runner in runners)[:NAMED]) + (" …" if len(runners) > NAMED else "")
+        count = "a VM" if len(runners) == 1 else f"{len(runners)} VMs"
+        text = f"{names}: {runners[0].reason}\n{_way_out(target, runners, targets)}"
+        title = f"{count} of pool {name}, registered at {target}, cannot be withdrawn"
+        yield Alert(f"retiring-{name}-{re.sub('[^A-Za-z0-9._-]', '-', target)}", "safety", title, text)
+
+
+def _way_out(target: Target, runners: Collection[Runner], targets: Collection[Target]) -> str:
+    """What a person can do about VMs of one target that have been retiring for long. Only they can know that no job runs there."""
+    delete = "Where you are sure that no job runs on a VM, delete the VM in Azure."
+    if all(runner.deregistered_at is not None for runner in runners):
+        why = "and its agent, which does not take our token or was not asked, has not said that no job runs"
+        return f"The registration is removed, {why}. {delete}"
+    row = "The row of a VM that is gone goes by itself 20 minutes later."
+    there = f"{delete} {row}" if any(runner.absent_since is None for runner in runners) else row
+    if has_left(target, targets):
+        return f"{target} has left the pool file, and GitHub cannot be asked about it; no VM is deleted for that. {there}"
+    gone = f"If {target} is gone for good, take it out of the pool file (github) and deploy; else mend what GitHub says."
+    return f"GitHub has not removed the registration, and before that no VM is deleted. {gone} {there}"
 
 
 def _jobs(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None) -> Iterable[Alert]:

@@ -114,9 +114,15 @@ def suffixes() -> Callable[[], str]:
 
 
 def planned(
-    rows: Sequence[Job | Runner], *, head: Head | None = None, home: str | None = ORG, seen: Seen | None = None, **changes: Any
+    rows: Sequence[Job | Runner],
+    *,
+    head: Head | None = None,
+    home: str | None = ORG,
+    targets: Sequence[str] | None = None,
+    seen: Seen | None = None,
+    **changes: Any,
 ) -> list[Action]:
-    return plan(NOW, pool(**changes), head or Head("linux"), world(*rows), seen=seen or Seen(), home=home)
+    return plan(NOW, pool(**changes), head or Head("linux"), world(*rows), seen=seen or Seen(), home=home, targets=targets)
 
 
 def of(kind: type[Any], actions: Sequence[Action]) -> list[Any]:

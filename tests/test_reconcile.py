@@ -210,6 +210,41 @@ async def test_what_cannot_be_read_removes_nothing_and_stops_nothing_else(servic
 
 
 @virtual
+async def test_a_vm_of_a_repository_that_is_gone_is_kept_and_told_and_its_row_goes_once_somebody_has_deleted_the_vm() -> None:
+    scene = Scene(config(pool(maximum_pool_size=1), scope="repo", repositories=["hello"]))
+    hello, old = "repo:octo-org/hello", "repo:octo-org/old"
+    bound = runner(S.REGISTERED, target=old)
+    await scene.at_rest(bound, job(target=hello))
+    del scene.hub.registered[old]  # DELETE answers 404
+    scene.hub.jobs["1"] = JobReport("1", "queued", None, None, None, None, None)
+
+    async def listed(target: Target) -> list[Registration]:
+        if target == old:
+            raise Misconfigured("404: no repo 'octo-org/old', or the credential lacks a permission", area="auth")
+        return list(scene.hub.registered[target].values())
+
+    scene.hub.list_runners = listed  # type: ignore[method-assign]
+    await passes(scene, timedelta(hours=2))
+    assert (await scene.only()).state is S.RETIRING
+    assert not scene.azure.count("delete_vm")
+    (alert,) = [alert for alert in scene.mail.sent if alert.id.startswith("retiring-")]
+    assert bound.name in alert.text
+
+    del scene.azure.vms[bound.name]
+    del scene.azure.nics[f"{bound.name}-nic"]
+    await passes(scene, timedelta(minutes=25))
+    assert (await scene.only()).target == hello  # the one job that waited at the maximum has its VM
+    assert scene.mail.sent[-1].title.startswith("over: ")
+
+
+async def passes(scene: Scene, period: timedelta) -> None:
+    end = clock() + period
+    while clock() < end:
+        await scene.reconcile()
+        await later(seconds=30)
+
+
+@virtual
 async def test_agents_that_all_fall_silent_cost_no_busy_vm() -> None:
     scene = Scene()
     await scene.at_rest(runner(S.BUSY))

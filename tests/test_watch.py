@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,49 @@ def test_agents_that_refuse_our_token_are_one_alert_a_pool() -> None:
     assert "…" in alert.text
     read.agents = dict.fromkeys(read.runners, AgentTrouble.SILENT)
     assert not conditions(NOW, config(), read)
+
+
+# ---------------------------------------------------------------------------------------------- what is withdrawn in vain
+
+HELLO, OLD = "repo:octo-org/hello", "repo:octo-org/old"
+ONE_REPOSITORY = config(scope="repo", repositories=["hello"])
+
+
+def retiring(name: str = "aaaaaaaaaa", target: str = OLD, **changes: Any) -> Runner:
+    return runner(S.RETIRING, name, **{"age": HOUR + MINUTE, "target": target, "reason": "404: no repo", **changes})
+
+
+@pytest.mark.parametrize(
+    ("row", "told", "untold"),
+    [
+        (retiring(), ["has left the pool file", "delete the VM in Azure", "404: no repo"], ["take it out"]),
+        (retiring(target=HELLO), ["take it out of the pool file", "delete the VM in Azure"], ["has left"]),
+        (retiring(absent_since=NOW - MINUTE), ["has left the pool file", "goes by itself"], ["delete the VM"]),
+        (retiring(target=HELLO, absent_since=NOW - MINUTE), ["take it out of the pool file"], ["delete the VM"]),
+        (retiring(deregistered_at=NOW - HOUR), ["is removed", "its agent", "delete the VM in Azure"], ["has left"]),
+    ],
+)
+def test_a_vm_that_cannot_be_withdrawn_for_an_hour_is_told_with_what_to_do(row: Runner, told: list[str], untold: list[str]) -> None:
+    (alert,) = conditions(NOW, ONE_REPOSITORY, gathered(row))
+    assert (alert.id, alert.area) == (f"retiring-linux-repo-octo-org-{str(row.target).rpartition('/')[2]}", "safety")
+    assert row.name in alert.text
+    assert str(row.target) in alert.title
+    assert [words for words in told if words not in alert.text] == []
+    assert [words for words in untold if words in alert.text] == []
+
+
+def test_a_vm_that_has_been_retiring_for_less_than_an_hour_is_no_condition() -> None:
+    assert not conditions(NOW, ONE_REPOSITORY, gathered(retiring(age=HOUR)))
+
+
+def test_vms_that_cannot_be_withdrawn_are_one_alert_a_target() -> None:
+    rows = [retiring(f"{target[-3:]}{n:07d}", target) for target in (HELLO, OLD) for n in range(30)]
+    first, second = conditions(NOW, ONE_REPOSITORY, gathered(*rows))
+    assert ("30 VMs" in first.title, "30 VMs" in second.title, "…" in second.text) == (True, True, True)
+    assert first.id != second.id
+
+
+# ---------------------------------------------------------------------------------------------- services
 
 
 def test_a_service_that_refuses_us_is_an_alert_in_its_own_words_and_one_that_is_away_is_none() -> None:

@@ -10,7 +10,7 @@ import pytest
 from runnerpool.actions import Action, Delete, Forget, Park, Retire
 from runnerpool.lifecycle import STUCK, Seen
 from runnerpool.model import Job, Runner, RunnerState
-from runnerpool.plan import ASKS
+from runnerpool.plan import ABANDONED, ASKS
 from runnerpool.ports import AgentPhase, AgentStatus, AgentTrouble
 from tests.made_rows import MINUTE, NOW, job, of, planned, runner, status
 
@@ -94,6 +94,33 @@ def test_a_silent_vm_is_kept_as_long_as_github_knows_the_job_that_it_named(known
     row = runner(S.BUSY, age=10 * HOUR, busy_job="1", **QUIET)
     actions = planned([row, known], seen=polled(row, AgentTrouble.SILENT))
     assert [type(action) for action in actions if not isinstance(action, Park)] == ([kind] if kind else [])
+
+
+LONG_GONE = NOW - ABANDONED
+
+
+@pytest.mark.parametrize(
+    ("row", "targets", "forgotten"),
+    [
+        (runner(S.RETIRING, target=REPO_A, absent_since=LONG_GONE), [REPO_B], True),
+        (runner(S.FAILED, target=REPO_A, absent_since=LONG_GONE, minted_at=NOW), [REPO_B], True),
+        (runner(S.RETIRING, target=REPO_A, absent_since=LONG_GONE), [REPO_A, REPO_B], False),  # GitHub can still be asked
+        (runner(S.RETIRING, target=REPO_A, absent_since=LONG_GONE), ["repo:Octo-Org/A"], False),  # GitHub takes it for the same
+        (runner(S.RETIRING, target=REPO_A, absent_since=LONG_GONE + MINUTE), [REPO_B], False),
+        (runner(S.RETIRING, target=REPO_A), [REPO_B], False),  # its VM is there, and a job may run on it
+        (runner(S.RETIRING, target=REPO_A, absent_since=LONG_GONE), None, False),  # nobody says what the file allows
+    ],
+)
+def test_what_azure_has_not_had_for_long_is_forgotten_where_its_target_has_left_the_file(
+    row: Runner, targets: list[str] | None, forgotten: bool
+) -> None:
+    assert bool(of(Forget, planned([row], targets=targets, home=None))) is forgotten
+
+
+@pytest.mark.parametrize("word", [None, CLEAR, AgentTrouble.SILENT, AgentTrouble.REFUSED])
+def test_a_vm_whose_target_has_left_the_file_is_not_deleted_for_that(word: AgentStatus | AgentTrouble | None) -> None:
+    row = runner(S.RETIRING, target=REPO_A, age=9 * HOUR, silent_since=NOW - 9 * HOUR)
+    assert not planned([row], targets=[REPO_B], home=None, seen=polled(row, word) if word else Seen())
 
 
 # ---------------------------------------------------------------------------------------------- asking GitHub
