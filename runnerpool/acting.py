@@ -39,7 +39,8 @@ class Outside:
     """Everything beyond the ledger that an act may touch, and the deployment's constants that go with it.
 
     `group` is the runner group's name, `anchor` the target through which questions about the whole deployment are asked,
-    `others` those that are asked where it refuses, `tags` what every VM of ours carries.
+    `others` those that are asked where it refuses, `tags` what every VM of ours carries, `place` the subscription and group that
+    `compute` asks (`AzureConfig.place`).
     """
 
     compute: Compute
@@ -50,6 +51,7 @@ class Outside:
     anchor: Target
     tags: dict[str, str]
     others: Sequence[Target] = ()
+    place: str = ""
     packages: dict[tuple[str, str], tuple[datetime, RunnerPackage]] = field(default_factory=dict)
     """The runner releases that GitHub offered, by system and architecture, and when it was asked."""
 

@@ -56,6 +56,10 @@ class AzureConfig(Section):
                 )
         return tags
 
+    def place(self, subscription_id: str) -> str:
+        """Where VMs are made and looked for, as `model.Runner.place`."""
+        return f"{subscription_id}/{self.resource_group}"
+
 
 class GitHubConfig(Section):
     """Whose jobs are served, and where runners register."""

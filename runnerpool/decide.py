@@ -14,7 +14,7 @@ from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun
 from runnerpool.capacity import Rung, is_capacity, live_rests, rest_after
 from runnerpool.config import PoolConfig
 from runnerpool.eviction import lost, remembered, second_attempts, waits_for_rerun
-from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold
+from runnerpool.lifecycle import NOTHING_SEEN, Seen, World, advance, fold, located
 from runnerpool.model import LATE, SKEW, Fact, Failure, Head, Job, JobState, Rest, Runner, RunnerState, Snapshot, Target
 from runnerpool.plan import plan
 from runnerpool.ports import VmState
@@ -39,7 +39,7 @@ FAILURES_KEPT = 5
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a decision depends on besides the snapshot. `suffix` makes a new name's last part (no `-` in it), `targets` are
-    all that the pool file allows, None where that is not known."""
+    all that the pool file allows, None where that is not known, `place` is where its VMs are looked for, "" the same."""
 
     pool: PoolConfig
     prefix: str
@@ -47,6 +47,7 @@ class Setting:
     worker: str
     suffix: Callable[[], str]
     targets: Collection[Target] | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def decide(now: datetime, setting: Setting, snapshot: Snapshot, seen: Seen = NOT
     world = fold(snapshot, now, prefix=setting.prefix)
     head = snapshot.head
     for name, before in list(world.runners.items()):
-        after = advance(now, before, seen, snapshot.head.usual)
+        after = located(advance(now, before, seen, snapshot.head.usual), seen, setting.place)
         head = _learn(now, head, before, after, seen)
         world.runners[name] = after
     world.jobs.update(lost(world.jobs, world.runners, head.taken))
@@ -201,6 +202,8 @@ def _acts_now(now: datetime, runner: Runner, worker: str) -> bool:
         return False
     if runner.not_before is not None and now < runner.not_before:
         return False
+    if runner.elsewhere and runner.state is not S.RETIRING:
+        return False  # Azure, asked in the wrong place, would say that it is not there, or that it is deleted
     match runner.state:
         case S.REQUESTED | S.CREATING | S.BINDING:
             return True

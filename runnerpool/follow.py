@@ -75,5 +75,6 @@ def has_demand(pool: PoolConfig, snapshot: Snapshot) -> bool:
 
 def awaits_boot(pool: PoolConfig, snapshot: Snapshot) -> bool:
     """Whether a job waits and a VM that no registration binds yet is booting."""
-    booting = any(r.state is RunnerState.BOOTING and r.minted_at is None for r in snapshot.runners.values())
+    runners = snapshot.runners.values()
+    booting = any(r.state is RunnerState.BOOTING and r.minted_at is None and not r.elsewhere for r in runners)
     return booting and any(waits_for(pool, job) for job in snapshot.jobs.values())

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from runnerpool.acting import Outside
 from runnerpool.errors import Misconfigured, PoolError
-from runnerpool.lifecycle import LIST_LAG, Seen
+from runnerpool.lifecycle import LIST_LAG, Seen, elsewhere
 from runnerpool.model import Runner, RunnerState, Snapshot, Target
 from runnerpool.ports import AgentStatus, AgentTrouble, Network, Nic, Registration, Vm
 from runnerpool.retry import Clock, attempt
@@ -42,6 +42,7 @@ class Gathered:
     """Everything read in one pass. `trouble` says, per service, why something is missing; `misconfigured` are those of its
     entries that a person has to mend."""
 
+    place: str = ""  # the subscription and group in which Azure was asked
     vms: dict[str, Vm] | None = None
     nics: list[Nic] | None = None
     pools: dict[str, Snapshot] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class Gathering:
         vms, nics = await asyncio.gather(
             self._try("azure", self.outside.compute.list_vms), self._try("azure", self.network.list_nics)
         )
+        self.gathered.place = self.outside.place
         self.gathered.vms = None if vms is None else {vm.name: vm for vm in vms}
         self.gathered.nics = nics
 
@@ -112,11 +114,15 @@ class Gathering:
         if self.gathered.vms is None:
             return
         now = self.clock()
-        names = [
-            name for name, runner in self.gathered.runners.items() if name not in self.gathered.vms and _looked_for(now, runner)
-        ]
+        missing = {name: runner for name, runner in self._within_reach().items() if name not in self.gathered.vms}
+        names = [name for name, runner in missing.items() if _looked_for(now, runner)]
         results = await asyncio.gather(*(self._look(name) for name in names[:LOOKS]))
         self.gathered.direct.update({name: vm for name, (read, vm) in zip(names, results, strict=False) if read})
+
+    def _within_reach(self) -> Mapping[str, Runner]:
+        """The runners whose VMs are where we look: of the others neither a 404 nor a missing address says anything."""
+        place = self.outside.place
+        return {name: runner for name, runner in self.gathered.runners.items() if not elsewhere(runner, place)}
 
     async def _look(self, name: str) -> tuple[bool, Vm | None]:
         answered: list[Vm | None] = []
@@ -146,7 +152,7 @@ class Gathering:
 
         self.gathered.polled_at = self.clock()
         states = POLLED if only is None else {only}
-        await asyncio.gather(*(poll(name) for name, runner in self.gathered.runners.items() if runner.state in states))
+        await asyncio.gather(*(poll(name) for name, runner in self._within_reach().items() if runner.state in states))
         self._doubt_ourselves()
 
     def _doubt_ourselves(self) -> None:

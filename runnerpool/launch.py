@@ -192,8 +192,8 @@ async def _send(acting: Acting, spec: VmSpec) -> None:
 def _on(rung: Rung, acting: Acting) -> Callable[[Runner], Runner]:
     """The row, about to be PUT on this rung: from here on its VM may exist."""
     horizon = acting.clock() + PUT_HORIZON
-    shape = acting.pool.vm.shape
-    return lambda row: replace(row, size=rung.size, zone=rung.zone, spot=rung.spot, shape=shape, put_until=horizon)
+    shape, place = acting.pool.vm.shape, acting.outside.place or None
+    return lambda row: replace(row, size=rung.size, zone=rung.zone, spot=rung.spot, shape=shape, place=place, put_until=horizon)
 
 
 async def _accepted(acting: Acting, runner: Runner, *, others: bool = False) -> None:

@@ -103,6 +103,22 @@ def advance(now: datetime, runner: Runner, seen: Seen, usual: Mapping[str, float
     return after
 
 
+def elsewhere(runner: Runner, place: str) -> bool:
+    """Whether its VM was made in another group or subscription than `place`, where we look; "" is nowhere in particular."""
+    return bool(place) and runner.place is not None and runner.place.lower() != place.lower()
+
+
+def located(runner: Runner, seen: Seen, place: str) -> Runner:
+    """The runner with whether its VM is where we look. What Azure shows here is here: a VM can be moved, and a row may be from
+    before places were written."""
+    if not place:
+        return runner
+    if seen.vm(runner.name) is not None and (runner.place is None or elsewhere(runner, place)):
+        runner = replace(runner, place=place)
+    away = elsewhere(runner, place) or None
+    return runner if away is runner.elsewhere else replace(runner, elsewhere=away)
+
+
 def _witnessed(now: datetime, runner: Runner, seen: Seen, usual: Mapping[str, float]) -> Runner:
     if runner.state in (S.REQUESTED, S.FINISHED, S.DELETING):
         return _deletion_undone(now, _absence(now, runner, seen), seen.vm(runner.name))
@@ -258,8 +274,8 @@ def _deadlines(now: datetime, runner: Runner, usual: Mapping[str, float]) -> Run
 
 
 def serves(now: datetime, runner: Runner, usual: Mapping[str, float] = NOTHING_USUAL) -> bool:
-    """Whether this runner can be counted on for a waiting job: alive, not mute, not late."""
-    if runner.state not in ALIVE or (runner.eviction_at is not None and now < runner.eviction_at + NOTICE):
+    """Whether this runner can be counted on for a waiting job: alive, within reach, not mute, not late."""
+    if runner.state not in ALIVE or runner.elsewhere or (runner.eviction_at is not None and now < runner.eviction_at + NOTICE):
         return False
     if runner.silent_since is not None and now - runner.silent_since > MUTE:
         return False

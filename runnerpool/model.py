@@ -255,6 +255,8 @@ class Runner:
     shape: str | None = None  # `VmConfig.shape` of the pool file that its VM was made from
     runner_version: str | None = None  # as its agent last told it
     address: str | None = None
+    place: str | None = None  # SUBSCRIPTION/GROUP in which its VM was asked for, or last shown; None in rows from before this
+    elsewhere: bool | None = None  # True: that is not where we look now, so that Azure's not knowing it proves nothing
     # -- registration
     minted_at: datetime | None = None  # written BEFORE the first JIT call: from here on a registration may exist
     github_id: int | None = None

@@ -73,6 +73,7 @@ class Planner:
             anchor=config.github.targets[0],
             others=config.github.targets[1:],
             tags={**azure.tags, TAG: azure.name_prefix},
+            place=azure.place(subscription),
         )
         closing = AsyncExitStack()
         for close in (compute.close, network.close, agents.aclose):

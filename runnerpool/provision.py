@@ -118,6 +118,7 @@ class Engine:
             worker=worker,
             suffix=self.suffix,
             targets=self.config.github.targets,
+            place=self.outside.place,
         )
         for attempt in range(CONTEST):
             snapshot = await self.ledger.read_pool(name)

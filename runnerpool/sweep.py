@@ -98,6 +98,7 @@ def adopted(now: datetime, vm: Vm, pool: str, gathered: Gathered, targets: Seque
         reason="found in Azure without a row",
         size=vm.size,
         zone=vm.zone,
+        place=gathered.place or None,
         target=home or targets[0],
         minted_at=vm.created_at or now,
         github_id=int(tagged) if tagged.isdigit() else None,

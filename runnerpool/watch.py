@@ -25,7 +25,7 @@ NAMED = 20
 
 def conditions(now: datetime, config: Config, gathered: Gathered) -> list[Alert]:
     """Everything that is wrong now and that a person can do something about."""
-    found = [*_services(gathered)]
+    found = [*_services(gathered), *_elsewhere(gathered)]
     pools = {pool.name: pool for pool in config.pools}
     for name, snapshot in gathered.pools.items():
         found += _pool(now, name, snapshot, pools.get(name))
@@ -42,6 +42,27 @@ def _services(gathered: Gathered) -> Iterable[Alert]:
     for service, error in gathered.misconfigured.items():
         area = error.area
         yield Alert(f"service-{service}", area, f"{service} refuses runnerpool", f"{error}\nNothing is deleted meanwhile.")
+
+
+def _elsewhere(gathered: Gathered) -> Iterable[Alert]:
+    """VMs that run on where nobody looks any more."""
+    away = [runner for runner in gathered.runners.values() if runner.elsewhere]
+    if away:
+        places = " and ".join(sorted({runner.place or "" for runner in away}))
+        count = "a VM is" if len(away) == 1 else f"{len(away)} VMs are"
+        text = (
+            f"{_named(runner.name for runner in away)}: made in {places}. The app looks in {gathered.place} now, where it can "
+            "neither see nor delete them: they are kept, count against their pools' maximum and cost money.\n"
+            f"Set azure.resource_group (which follows name_prefix) and AZURE_SUBSCRIPTION_ID back to {places}, drain the pools "
+            "(python -m runnerpool drain --all) until none of these VMs is left, and only then change them. If they are gone for "
+            "good, with their group: delete their rows, runner:NAME in the table runnerpool."
+        )
+        yield Alert("elsewhere", "setup", f"{count} in another resource group", text)
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:NAMED]) + (" …" if len(listed) > NAMED else "")
 
 
 def _pool(now: datetime, name: str, snapshot: Snapshot, pool: PoolConfig | None) -> Iterable[Alert]:
@@ -76,10 +97,10 @@ def _withdrawn_in_vain(now: datetime, name: str, snapshot: Snapshot, targets: Co
     """VMs that nobody may delete, one alert a target: as a rule the target is what has gone."""
     stuck: dict[str, list[Runner]] = defaultdict(list)
     for runner in snapshot.runners.values():
-        if runner.state is RunnerState.RETIRING and now - runner.since > WITHDRAWN:
+        if runner.state is RunnerState.RETIRING and now - runner.since > WITHDRAWN and not runner.elsewhere:
             stuck[runner.target or "no target"].append(runner)
     for target, runners in stuck.items():
-        names = ", ".join(sorted(runner.name for runner in runners)[:NAMED]) + (" …" if len(runners) > NAMED else "")
+        names = _named(runner.name for runner in runners)
         count = "a VM" if len(runners) == 1 else f"{len(runners)} VMs"
         text = f"{names}: {runners[0].reason}\n{_way_out(target, runners, targets)}"
         title = f"{count} of pool {name}, registered at {target}, cannot be withdrawn"

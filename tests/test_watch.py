@@ -12,7 +12,7 @@ from runnerpool.errors import Misconfigured
 from runnerpool.gather import Gathered
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentTrouble, Alert
-from runnerpool.watch import RECHECK, changed, conditions
+from runnerpool.watch import NAMED, RECHECK, changed, conditions
 from tests.made_rows import MINUTE, NOW, config, job, pool, runner
 
 S = RunnerState
@@ -132,6 +132,18 @@ def test_vms_that_cannot_be_withdrawn_are_one_alert_a_target() -> None:
     first, second = conditions(NOW, ONE_REPOSITORY, gathered(*rows))
     assert ("30 VMs" in first.title, "30 VMs" in second.title, "…" in second.text) == (True, True, True)
     assert first.id != second.id
+
+
+def test_vms_in_another_group_are_one_alert_that_names_both_places_and_no_other_speaks_of_them() -> None:
+    rows = [retiring(f"{n:010d}", place=f"sub/old{n % 2}-rg", elsewhere=True) for n in range(30)]
+    read = gathered(*rows, runner(S.READY))
+    read.place = "sub/new-rg"
+    (alert,) = conditions(NOW, ONE_REPOSITORY, read)
+    assert (alert.id, alert.area, alert.title) == ("elsewhere", "setup", "30 VMs are in another resource group")
+    assert "made in sub/old0-rg and sub/old1-rg" in alert.text
+    assert "looks in sub/new-rg" in alert.text
+    assert alert.text.count("hw-linux-") == NAMED
+    assert "…" in alert.text
 
 
 # ---------------------------------------------------------------------------------------------- services
