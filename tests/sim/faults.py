@@ -204,7 +204,7 @@ class Faults:
         if self.during("github down"):
             return Trouble(RetryLater("GitHub answers 503", uncertain=write), answered_after=0.3)
         if self.during("credential refused"):
-            return Trouble(Misconfigured("GitHub answers 401", area="auth"))
+            return Trouble(Misconfigured("GitHub answers 401", area="auth", everywhere=True))
         if self.during("primary limit"):
             return Trouble(RetryLater("the hourly budget is used up", after=timedelta(minutes=20)))
         if self.roll("github secondary limit"):

@@ -106,6 +106,8 @@ class Host:
             user_data=user_data,
             group=config.github.runner_group,
             anchor=config.github.targets[0],
+            others=config.github.targets[1:],
+            place="00000000-0000-0000-0000-000000000000/hw-rg",
             tags={**config.azure.tags, "runnerpool": PREFIX},
         )
         engine = Engine(
