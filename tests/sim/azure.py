@@ -143,10 +143,12 @@ class AzureState:
     def delete(self, name: str) -> None:
         vm = self.vms.get(name)
         self.world.checks.vm_deleting(name, vm)
-        if vm is None or vm.state is VmState.DELETING:
+        if vm is None:
             return
-        self.world.note(f"Azure accepts the deletion of {name}")
         vm.deletion_accepted = True
+        if vm.state is VmState.DELETING:
+            return  # an eviction was quicker
+        self.world.note(f"Azure accepts the deletion of {name}")
         self._stop(vm)
         if self.world.faults.roll("deletion undone"):
             self.world.later(self.world.life.uniform(15, 300), self._stays, vm)
