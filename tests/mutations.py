@@ -74,8 +74,8 @@ class Mutation:
 def busy_vms_are_deleted(patch: Patch) -> None:
     honest = plan.withdrawals
 
-    def mutated(now: datetime, world: Any, seen: Any) -> Iterable[Action]:
-        yield from honest(now, world, seen)
+    def mutated(now: datetime, world: Any, *seen: Any) -> Iterable[Action]:
+        yield from honest(now, world, *seen)
         yield from (Delete(r.name, Basis.NEVER_MINTED, "mutated") for r in world.runners.values() if r.state is S.BUSY)
 
     patch.setattr(plan, "withdrawals", mutated)
