@@ -21,7 +21,7 @@ from runnerpool.ports import Entity
 STALE = timedelta(minutes=2)
 """A reconcile pass every 30 s; four missed ones are a fault."""
 LISTED = 200
-"""Things of one kind that are listed one by one; the counts of a pool's jobs are always whole."""
+"""Things of one kind that are listed one by one; counts are always whole."""
 
 
 def authorised(headers: Mapping[str, str], token: str) -> bool:
@@ -52,6 +52,7 @@ async def report(now: datetime, config: Config, ledger: Ledger) -> tuple[int, di
             for pool, snapshot in zip(pools, snapshots, strict=True)
             if _shown(pool, config, snapshot)
         ],
+        "counts": {"unserved": _count(app, "unserved:"), "poisoned": _count(app, "poison:")},
         "unserved": [_unserved(entity) for entity in _first(app, "unserved:")],
         "poisoned": [_poisoned(entity) for entity in _first(app, "poison:")],
     }
@@ -66,6 +67,10 @@ def _left(row: str, config: Config) -> bool:
 def _shown(pool: PoolConfig, config: Config, snapshot: Snapshot) -> bool:
     """Pools of the file always; one that has left it as long as it has VMs or jobs."""
     return pool in config.pools or bool(snapshot.runners or snapshot.jobs or snapshot.facts)
+
+
+def _count(app: Mapping[str, Entity], prefix: str) -> int:
+    return sum(row.startswith(prefix) for row in app)
 
 
 def _first(app: Mapping[str, Entity], prefix: str) -> list[Entity]:

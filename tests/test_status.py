@@ -133,6 +133,7 @@ async def test_unserved_jobs_poisoned_messages_and_alerts_are_told() -> None:
         "missing_label": "gpu",
     }
     assert told["poisoned"] == [{"id": "m1", "message": "{", "error": "not JSON"}]
+    assert told["counts"] == {"unserved": 1, "poisoned": 1}
     assert [alert["id"] for alert in told["alerts"]] == ["pool-linux"]
 
 
@@ -141,6 +142,9 @@ async def test_lists_are_cut_and_counts_are_not() -> None:
     scene = Scene()
     for n in range(LISTED + 20):
         await scene.hold(job(str(n), age=timedelta(seconds=n)))
-    (told,) = (await report(scene))["pools"]
+        await scene.ledger.put_app_row(f"poison:m{n}", {"message": "{", "error": "not JSON"})
+    page = await report(scene)
+    (told,) = page["pools"]
+    assert (len(page["poisoned"]), page["counts"]["poisoned"]) == (LISTED, LISTED + 20)
     assert len(told["waiting"]) == LISTED
     assert told["jobs"] == {"queued": LISTED + 20}

@@ -59,6 +59,9 @@ async def _every_waiting_job_has_a_reason(world: World) -> None:
     world.checks.secret("the status page", str(page))
     if status != 200:
         world.checks.broken(10, f"the status page answers {status}: {page}")
+    failed = sum(row.row.startswith("poison:") for row in world.table.everything())
+    if page["counts"]["poisoned"] != failed:
+        world.checks.broken(15, f"{failed} messages failed for good, and the status page counts {page['counts']}")
     if any(len(pool["waiting"]) >= LISTED for pool in page["pools"]):
         return  # the page lists no more
     reasons = {waiting["job"]: waiting["reason"] for pool in page["pools"] for waiting in pool["waiting"]}
