@@ -49,7 +49,11 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
         # an act that asks and then finds the budget used up would come back and ask again, and again.
         await acting.token("github-writes")
         born = True
-    left = await _left_behind(acting, runner)
+    try:
+        left = await _left_behind(acting, runner)
+    except Misconfigured as error:  # where a repository is gone for good, nobody would ever hear more
+        await _refused(acting, runner, error)
+        return
     if _used_up(runner, left):
         await acting.fail(runner, "its registration has been in use, and its VM is gone")
         return
@@ -62,8 +66,7 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
         try:
             ready, config = await _register(acting, claimed, left)
         except Misconfigured as error:
-            await acting.rest_refused(target_of(claimed), error)
-            await acting.fail(claimed, str(error), refused=True)
+            await _refused(acting, claimed, error)
             return
         if ready is None:
             return
@@ -73,6 +76,12 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     except Misconfigured as error:
         await acting.rest_whole_pool(str(error))
         await acting.fail(claimed, str(error), refused=True)
+
+
+async def _refused(acting: Acting, runner: Runner, error: Misconfigured) -> None:
+    """GitHub does not take our runners where this one would be registered: others need not find that out one by one."""
+    await acting.rest_refused(target_of(runner), error)
+    await acting.fail(runner, str(error), refused=True)
 
 
 async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None:

@@ -263,6 +263,17 @@ async def test_a_registration_that_is_known_to_be_left_behind_costs_a_look_a_rem
 
 
 @virtual
+async def test_a_registration_that_nobody_can_ask_about_any_more_gives_its_row_up() -> None:
+    """Put off, it would count against the maximum for ever: a repository that has gone answers 404 every time."""
+    scene = Scene()
+    scene.hub.fails("find", Misconfigured("GitHub answered 404: no such repository", area="auth"))
+    begun: dict[str, Any] = {"minted_at": NOW, "github_id": 7, "put_until": NOW + PUT_HORIZON, "attempts": 1}
+    row = (await scene.act(claimed(S.CREATING, **WANTED, **begun)))[NAME]
+    assert (row.state, row.reason) == (S.FAILED, "GitHub answered 404: no such repository")
+    assert row.minted_at is not None  # so that its registration is still withdrawn, or proved gone
+
+
+@virtual
 async def test_while_the_budget_is_used_up_github_is_not_even_asked() -> None:
     """Reads are not rationed: an act that asked first would ask again each time that it comes back for a token."""
     scene = Scene()
