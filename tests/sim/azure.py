@@ -15,6 +15,8 @@ from tests.sim.process import Process
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+STALE = 60.0
+"""Seconds by which a list may be older than it says."""
 OMITTED = 60.0
 """Seconds for which a list may leave out a new VM."""
 NOTICE = timedelta(seconds=30)
@@ -64,6 +66,8 @@ class AzureState:
     nics: dict[str, SimNic] = field(default_factory=dict)
     lives: list[tuple[float, float]] = field(default_factory=list)  # of VMs that are gone: from which second to which
     _addresses: dict[str, Machine] = field(default_factory=dict)
+    _free: list[str] = field(default_factory=list)  # addresses that others had: Azure hands them out again at once
+    _shown: tuple[float, list[Vm]] = (0.0, [])
     made: int = 0
 
     def at(self, address: str) -> Machine | None:
@@ -87,7 +91,7 @@ class AzureState:
         tags = dict(spec.tags)
         vm = SimVm(spec.name, tags, spec.size, spec.zone, spec.spot, world.now(), world.loop.time())
         vm.omitted = faults.roll("list omits")
-        address = f"10.0.{self.made // 250}.{self.made % 250 + 1}"
+        address = self._free.pop(0) if self._free else f"10.0.{self.made // 250}.{self.made % 250 + 1}"
         world.note(f"Azure accepts VM {spec.name}")
         boot = world.boot_time(tags["runnerpool-pool"])
         if faults.roll("slow boot"):
@@ -137,6 +141,8 @@ class AzureState:
         """Spot capacity is taken back, or a host dies."""
         if self.vms.get(vm.name) is vm and vm.state is not VmState.DELETING and not self.world.faults.healed:
             self.world.note(f"VM {vm.name} is evicted")
+            if vm.machine is not None:
+                vm.machine.taken = vm.spot
             self._stop(vm)
             self.world.later(self.world.life.uniform(5, 60), self._remove, vm)
 
@@ -175,6 +181,7 @@ class AzureState:
             nic.vm, nic.free_at = None, self.world.loop.time() + NIC_HELD
         else:
             del self.nics[nic.name]
+            self._free.append(nic.address)
 
     def delete_nic(self, name: str) -> None:
         nic = self.nics.get(name)
@@ -186,8 +193,12 @@ class AzureState:
         del self.nics[name]
 
     def listed(self) -> list[Vm]:
+        """Seconds stale now and then, and without some of what is new."""
         now = self.world.loop.time()
-        return [vm.shown() for vm in self.vms.values() if not (vm.omitted and now - vm.made < OMITTED)]
+        if now - self._shown[0] < STALE and self.world.faults.roll("list stale"):
+            return self._shown[1]
+        self._shown = now, [vm.shown() for vm in self.vms.values() if not (vm.omitted and now - vm.made < OMITTED)]
+        return self._shown[1]
 
 
 class ComputePort:

@@ -111,6 +111,18 @@ def _in_vain(world: World, job: SimJob) -> float:
     return 3 + waited / 600 if waited else 0.0
 
 
+def _owed_a_run(world: World) -> Iterable[SimJob]:
+    """The jobs that spot VMs took with them, where every pool runs such jobs again, and that nobody ran again."""
+    if not all(pool.rerun_evicted for pool in world.scenario.config.pools):
+        return
+    runs = Counter(job.plan.run_id for job in world.github.jobs.values())
+    for job in world.github.jobs.values():
+        machine = job.runner.machine if job.runner is not None else None
+        taken = machine is not None and machine.taken and job.lost and job.plan.cancelled_after is None
+        if taken and runs[job.plan.run_id] == 1 and job.plan.job_id not in world.github.rerun:
+            yield job
+
+
 def reckoning(world: World) -> Iterable[tuple[int, str]]:
     """What is judged once, at the end."""
     hours, allowed = world.vm_hours(), allowed_hours(world)
@@ -118,6 +130,8 @@ def reckoning(world: World) -> Iterable[tuple[int, str]]:
         yield 14, f"{hours:.1f} VM-hours for what may cost {allowed:.1f}"
     if not world.faulty and world.azure.made > (most := _most_vms(world)):
         yield 14, f"{world.azure.made} VMs were made where {most} would do"
+    for job in _owed_a_run(world):
+        yield 10, f"job {job.plan.job_id} was lost with {job.runner.name if job.runner else ''} and is not run again"
     poisoned = {entity.row: entity.columns for entity in world.table.everything() if entity.row.startswith("poison:")}
     for message in world.host.poisoned:
         row = f"poison:m{message.number}"

@@ -31,6 +31,7 @@ class Evidence:
     _absent_at: dict[str, float] = field(default_factory=dict)  # since when no whole list has had it
     _minted_in: dict[str, set[str]] = field(default_factory=dict)  # by target: what was minted there and has not completed
     _spoke_at: dict[str, float] = field(default_factory=dict)
+    _unheard_at: dict[str, float] = field(default_factory=dict)  # since when whoever asked it has heard nothing
     _clear_at: dict[str, float] = field(default_factory=dict)
     _running_at: dict[str, float] = field(default_factory=dict)  # when the ledger learned that GitHub says so
     _decided_at: dict[str, float] = field(default_factory=dict)  # when its row became DELETING
@@ -54,6 +55,11 @@ class Evidence:
 
     def spoke(self, name: str) -> None:
         self._spoke_at[name] = self.world.loop.time()
+        self._unheard_at.pop(name, None)
+
+    def unheard(self, name: str) -> None:
+        """Its agent was asked and gave no answer."""
+        self._unheard_at.setdefault(name, self.world.loop.time())
 
     def clear(self, name: str) -> None:
         """Its agent said that no job worker runs."""
@@ -97,6 +103,8 @@ class Evidence:
         return min((at for at in said if at is not None and at >= self._minted_at[name]), default=None)
 
     def _silent(self, name: str, since: float) -> bool:
-        """For 15 minutes, as far as clocks that are 2 minutes off can tell."""
-        quiet_since = max(self._spoke_at.get(name, 0.0), since)
-        return self.world.loop.time() - quiet_since >= SILENCE
+        """For 15 minutes: one that never spoke since its VM was made, any other since it was first asked in vain."""
+        now = self.world.loop.time()
+        if name in self._spoke_at:
+            since = self._unheard_at.get(name, now)
+        return now - since >= SILENCE

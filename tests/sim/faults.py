@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
@@ -32,6 +32,7 @@ MOST: dict[str, dict[str, float]] = {
         "reaped while booting": 0.1,
         "reaped while idle": 0.3,
         "exits without a job": 0.1,
+        "offline late": 0.5,
         "slow to assign": 0.1,
         "taken elsewhere": 0.03,
     },
@@ -54,6 +55,7 @@ MOST: dict[str, dict[str, float]] = {
         "delete fails": 0.3,
         "deletion undone": 0.1,
         "list omits": 0.5,
+        "list stale": 0.1,
         "list fails half way": 0.03,
         "nic left behind": 0.2,
     },
@@ -62,6 +64,7 @@ MOST: dict[str, dict[str, float]] = {
         "timer skipped": 0.3,
         "timer late": 0.3,
         "timer doubled": 0.2,
+        "answer late": 0.01,
         "message seen twice": 0.1,
         "hidden for 10 minutes": 0.05,
         "fails four times": 0.03,
@@ -75,15 +78,23 @@ MOST: dict[str, dict[str, float]] = {
 """The families of faults, and the highest rate that a seed may draw for each fault."""
 
 OUTAGES: dict[str, tuple[str, ...]] = {
-    "github": ("github down", "credential refused", "permission lost", "primary limit", "version refused", "group refuses"),
-    "azure": ("azure down", "quota full", "spot gone", "zone full", "keys rotated wrongly"),
+    "github": (
+        "github down",
+        "github silent",
+        "credential refused",
+        "permission lost",
+        "primary limit",
+        "version refused",
+        "group refuses",
+    ),
+    "azure": ("azure down", "azure silent", "quota full", "spot gone", "zone full", "keys rotated wrongly"),
     "storage": ("storage down",),
     "functions": ("deploy",),
 }
-"""What lasts for a while: up to two windows a day of up to 40 minutes each."""
+"""What lasts for a while: up to two windows a day of up to 40 minutes each, half of them where the work is."""
 KEEPS_VMS = (
-    *("github down", "credential refused", "permission lost", "primary limit"),
-    *("azure down", "keys rotated wrongly", "storage down"),
+    *("github down", "github silent", "credential refused", "permission lost", "primary limit"),
+    *("azure down", "azure silent", "keys rotated wrongly", "storage down"),
 )
 """The outages in which no idle VM can go: nothing is known of it, or nobody can be asked, or nobody deletes it."""
 
@@ -105,11 +116,14 @@ class Trouble:
 class Faults:
     """`healed` turns everything off, for good."""
 
-    def __init__(self, seed: str, *, families: Collection[str], day: float) -> None:
+    def __init__(
+        self, seed: str, *, families: Collection[str], day: float, busy: Sequence[float], clock: Callable[[], float]
+    ) -> None:
+        """`busy` are moments at which jobs come, `clock` tells the seconds of the day."""
         draw = Random(f"{seed} faults")
         self._chance = Random(f"{seed} chance")
+        self._clock = clock
         self.healed = False
-        self.now = 0.0
         self.rates: dict[str, float] = {}
         self.windows: dict[str, list[tuple[float, float]]] = {}
         self.happened = Counter[str]()
@@ -120,7 +134,10 @@ class Faults:
         for family, kinds in OUTAGES.items():
             for kind in kinds:
                 count = draw.choice((0, 0, 0, 1, 2))
-                spans = [(start := draw.uniform(0, day), min(start + draw.uniform(60, 2400), day)) for _ in range(count)]
+                starts = [draw.uniform(0, day) for _ in range(count)]
+                if draw.random() < 0.5:
+                    starts = [max(draw.choice(busy) + draw.uniform(-600, 900), 0.0) for _ in starts]
+                spans = [(start, min(start + draw.uniform(60, 2400), day)) for start in starts]
                 self.windows[kind] = spans if family in families else []
 
     def roll(self, name: str) -> bool:
@@ -132,7 +149,10 @@ class Faults:
 
     def during(self, kind: str) -> bool:
         """Whether such an outage lasts right now, when somebody meets it."""
-        if self.healed or not any(start <= self.now < end for start, end in self.windows[kind]):
+        if self.healed or not self.windows[kind]:
+            return False
+        now = self._clock()
+        if not any(start <= now < end for start, end in self.windows[kind]):
             return False
         self.happened[kind] += 1
         return True
@@ -177,12 +197,16 @@ class Faults:
         if self.roll("storage loses the request"):
             return Trouble(RetryLater("storage does not answer", uncertain=write), answered_after=self.span(1, 20))
         if write and self.roll("storage loses the answer"):
-            return Trouble(RetryLater("storage does not answer", uncertain=True), applied=True, answered_after=self.span(1, 20))
+            late = self.span(0, 10) if self._chance.random() < 0.5 else 0.0  # its caller may have read again before it lands
+            lost = RetryLater("storage does not answer", uncertain=True)
+            return Trouble(lost, applied=True, applied_after=late, answered_after=self.span(1, 20))
         return None
 
     def _azure(self, write: bool, what: str) -> Trouble | None:
         if self.during("azure down"):
             return Trouble(RetryLater("ARM answers 503", uncertain=write), answered_after=0.2)
+        if self.during("azure silent"):
+            return self._silence("ARM", write)
         if self.roll("azure 429"):
             return Trouble(RetryLater("ARM throttles", after=timedelta(seconds=self.span(1, 40))))
         if self.roll("azure 5xx"):
@@ -203,6 +227,8 @@ class Faults:
     def _github(self, write: bool) -> Trouble | None:
         if self.during("github down"):
             return Trouble(RetryLater("GitHub answers 503", uncertain=write), answered_after=0.3)
+        if self.during("github silent"):
+            return self._silence("GitHub", write)
         if self.during("credential refused"):
             return Trouble(Misconfigured("GitHub answers 401", area="auth", everywhere=True))
         if self.during("primary limit"):
@@ -218,6 +244,11 @@ class Faults:
         if self.roll("github hangs"):
             return Trouble(RetryLater("GitHub does not answer", uncertain=write), applied=write, answered_after=30.0)
         return None
+
+    def _silence(self, service: str, write: bool) -> Trouble:
+        """Every call hangs; half of the writes take effect all the same."""
+        error = RetryLater(f"{service} does not answer", uncertain=write)
+        return Trouble(error, applied=write and self._chance.random() < 0.5, answered_after=30.0)
 
     def _agent(self, write: bool) -> Trouble | None:
         if self.roll("agent's answer lost"):

@@ -155,7 +155,8 @@ class GitHubState:
             runner.job, runner.busy_since = job, self.world.loop.time()
             self.world.note(f"GitHub gives job {job.plan.job_id} to {runner.name} ({runner.runner_id})")
             self.world.host.deliver(job, "in_progress")
-            runner.machine.take(job)
+            if runner.machine.running:
+                runner.machine.take(job)
 
     def complete(self, job: SimJob, conclusion: str) -> None:
         if job.status == "completed":
@@ -215,7 +216,10 @@ class GitHubState:
         return runner
 
     def lost(self, runner: SimRunner) -> None:
-        """Its machine is gone."""
+        """Its machine is gone. GitHub notices that at once, or within a minute, in which it may still give it a job."""
+        if runner.job is None and runner.online and self.world.faults.roll("offline late"):
+            self.world.later(self.world.life.uniform(1, 60), self.lost, runner)
+            return
         runner.online = False
         if runner.job is not None:
             job = runner.job

@@ -52,6 +52,7 @@ RAREST = 1200.0
 """Seconds between two ticks of a world in which nothing has happened for long."""
 RAREST_WAITED = 150.0
 """The same while somebody waits, or a VM is on its way out."""
+UNDER_WAY = {*map(str, LEAVING), "booting", "binding"}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -188,8 +189,9 @@ class Host:
         quiet = now - world.checks.changed_at
         if quiet <= QUIET:
             return False
-        waited = any(world.github.queued.values()) or any(state in LEAVING for state in world.checks.states.values())
-        return now - self._fired_at < min(quiet, RAREST_WAITED if waited else RAREST)
+        waited = any(world.github.queued.values()) or any(state in UNDER_WAY for state in world.checks.states.values())
+        grown = max((self._fired_at - world.checks.changed_at) / 2, world.scenario.tick_every)
+        return now - self._fired_at < min(grown, RAREST_WAITED if waited else RAREST)
 
     def _fire(self, overlap: bool) -> None:
         """A timer that still runs is not started again, unless two instances hold it for a while."""
@@ -252,16 +254,19 @@ class Host:
         instance = self.world.life.choice(free)
         invocation = Invocation()
         task = self._invoke(instance, instance.app.provision(message.body, f"m{message.number}", message.dequeued), invocation)
-        task.add_done_callback(lambda done: self._taken(message, done, invocation))
+        task.add_done_callback(lambda done: self._taken(message, done, instance.process, invocation))
         if self.world.faults.roll("message seen twice"):
             self._show(message, self.world.faults.span(0, 30))
 
-    def _taken(self, message: Message, task: asyncio.Task[None], invocation: Invocation) -> None:
-        if self._outcome(f"message {message.number}", task):
+    def _taken(self, message: Message, task: asyncio.Task[None], process: Process, invocation: Invocation) -> None:
+        """What a dead process returned or raised, nobody has heard."""
+        if self._outcome(f"message {message.number}", task) and process.alive:
             self.queue.pop(message.number, None)
             self.poisoned = [poisoned for poisoned in self.poisoned if poisoned is not message]
             return
-        killed = isinstance(task.exception(), Killed)
+        killed = not process.alive
+        if not killed:
+            self.world.checks.taken_back.discard(f"poison:m{message.number}")
         message.began = invocation.answered > 0 or not killed
         self._show(message, HIDDEN if killed else VISIBILITY)
 
@@ -302,6 +307,7 @@ class Host:
         if receipt.row is not None:
             columns = {key: value for key, value in receipt.row.items() if key not in ("PartitionKey", "RowKey")}
             partition, row = receipt.row["PartitionKey"], receipt.row["RowKey"]
+            world.checks.changed_at = world.loop.time()
             at_once(world.table.transact(partition, [Insert(row, columns)]))
         if receipt.wakeup is not None:
             if faults.roll("wake-up refused") or faults.roll("front killed between row and wake-up"):

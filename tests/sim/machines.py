@@ -23,6 +23,7 @@ class Machine:
         self.address = address
         self.running = True
         self.evicted = False  # or told that it will be
+        self.taken = False  # its spot capacity was taken back
         self.notice: datetime | None = None
         self.up = False
         self.phase = AgentPhase.SETUP
@@ -150,6 +151,7 @@ class AgentsPort:
         def effect() -> AgentStatus | AgentTrouble:
             machine = world.azure.at(address)
             if machine is None or not machine.answers:
+                world.checks.evidence.unheard(name)
                 return AgentTrouble.SILENT
             if world.faults.during("keys rotated wrongly") or machine.name != name:
                 return AgentTrouble.REFUSED
@@ -162,6 +164,7 @@ class AgentsPort:
         try:
             return await self._process.call("agent", effect)
         except RetryLater:
+            world.checks.evidence.unheard(name)
             return AgentTrouble.SILENT
 
     async def start(self, name: str, address: str, config: JitConfig) -> AgentStatus:

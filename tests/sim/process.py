@@ -116,5 +116,16 @@ class Process:
             if answer is not None and not answer.done():
                 answer.set_exception(error)
         else:
-            if answer is not None and not answer.done():
-                answer.set_result(result)
+            if answer is None or answer.done():
+                return
+            if self.alive and self.world.faults.roll("answer late"):
+                self._pending[answer] = None
+                self.world.loop.call_later(self.world.faults.span(0, 10), self._answer, answer, result)
+                return
+            answer.set_result(result)
+
+    def _answer(self, answer: asyncio.Future[T], result: T) -> None:
+        """What it says was true some seconds ago."""
+        self._pending.pop(answer, None)
+        if not answer.done():
+            answer.set_result(result)

@@ -13,7 +13,7 @@ MINUTE, HOUR = 60.0, 3600.0
 PREFIX = "hw"
 OWNER = "octo-org"
 JOBS = 200
-"""What most days have. One in twenty has a fifth more, one in twenty twice as many, one in a hundred a matrix of 256 beside."""
+"""What most days have. One in twenty has a fifth more, one in twenty twice as many, one in twenty a matrix of 256 beside."""
 
 SHAPES: tuple[tuple[str, list[str]], ...] = (
     ("linux-x64", ["self-hosted", "linux", "x64"]),
@@ -131,7 +131,7 @@ def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day
     typical = rng.choice((30.0, 60.0, 120.0, 120.0, 300.0, 900.0))
     plans: list[JobPlan] = []
     last = day - 30 * MINUTE
-    matrices = int(rng.random() < 0.01)
+    matrices = int(rng.random() < 0.05)
     bursts = [(rng.uniform(0, last), rng.randint(2, 40)) for _ in range(rng.randint(0, 2))]
     moments = [at + rng.uniform(0, 20) for at, size in bursts for _ in range(size)]
     moments += [rng.uniform(0, last) for _ in range(rng.randint(0, 4))]
@@ -143,7 +143,8 @@ def _jobs(rng: Random, label_sets: list[list[str]], repositories: list[str], day
         plans.append(_job(rng, len(plans), at, rng.choice(label_sets), rng.choice(repositories), typical))
     for _ in range(matrices):
         at, labels, repository = rng.uniform(0, last / 2), rng.choice(label_sets), rng.choice(repositories)
-        plans += [_job(rng, len(plans) + n, at + n / 256, labels, repository, min(typical, 120.0)) for n in range(256)]
+        matrix = [_job(rng, len(plans) + n, at + n / 256, labels, repository, min(typical, 120.0)) for n in range(256)]
+        plans += [replace(plan, run_id=matrix[0].run_id) for plan in matrix]
     again = [plan for plan in plans if rng.random() < 0.03]
     plans += [
         replace(plan, job_id=str(90_000 + n), at=min(plan.at + rng.uniform(600, 5000), last), attempt=2)

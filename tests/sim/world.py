@@ -70,12 +70,13 @@ class World:
     ) -> None:
         self.seed = seed
         self.scenario = given or scenario.draw(str(seed), day=day, jobs=jobs)
-        self.faults = Faults(str(seed), families=families, day=day)
+        self.loop = VirtualLoop()
+        busy = [plan.at for plan in self.scenario.jobs]
+        self.faults = Faults(str(seed), families=families, day=day, busy=busy, clock=self.loop.time)
         self.life = Random(f"{seed} life")
         self.chance = Random(f"{seed} world's chance")
         self.faulty = bool(families)
         self.clock_skew = 120.0 if "functions" in families else 0.0
-        self.loop = VirtualLoop()
         self.trace: deque[str] = deque(maxlen=trace)
         self.table = MemoryTable(
             before=between_pages if self.scenario.page_rows < 1000 else _no_wait,
@@ -100,7 +101,6 @@ class World:
         self.loop.call_later(max(seconds, 0.0), callback, *args)
 
     def latency(self, service: str) -> float:
-        self.faults.now = self.loop.time()
         low, high = LATENCIES[service]
         return self.life.uniform(low, high)
 
