@@ -69,18 +69,20 @@ async def _act(acting: Acting, runner: Runner, *, born: bool) -> None:
 
 async def _ask(acting: Acting, job: Job) -> None:
     """Asks GitHub how a job stands, and believes the answer. An answer that does not come changes nothing, and a 404 is an
-    answer only where other jobs of the repository can be read: a lost or narrower permission is answered with 404, too."""
+    answer only where other jobs of the repository can be read: a narrower permission is answered with 404, a lost one with 403."""
     github = acting.outside.github
     try:
         report = await acting.ask_github(lambda: github.get_job(job.repository, job.job_id))
         gone = report is None and await acting.ask_github(lambda: github.reads_jobs(job.repository))
     except PoolError as error:
         log.warning("job %s of %s: GitHub, asked how it stands, gave no answer: %s", job.job_id, job.repository, error)
-        return
+        if not isinstance(error, Misconfigured) or error.everywhere:
+            return
+        report, gone = None, False
     now = acting.clock()
     unseen = report is None and not gone
     if unseen:
-        log.warning("job %s: GitHub answered 404 and shows no job of %s either, so the job is kept", job.job_id, job.repository)
+        log.warning("job %s: GitHub shows no job of %s, so the job is kept as it is", job.job_id, job.repository)
 
     def noted(row: Job) -> Job:
         missing_since, unseen_since = row.missing_since or now, row.unseen_since or now

@@ -215,6 +215,12 @@ def _acts_now(now: datetime, runner: Runner, worker: str) -> bool:
             return False
 
 
+def jobs_over(now: datetime, snapshot: Snapshot) -> list[Job]:
+    """The jobs that nothing needs any more. What a runner's row still names is needed to judge that runner."""
+    named = {runner.busy_job for runner in snapshot.runners.values()}
+    return [job for job in snapshot.jobs.values() if is_over(now, job) and job.job_id not in named]
+
+
 def is_over(now: datetime, job: Job) -> bool:
     if waits_for_rerun(now, job) and job.rerun_at is not None:
         return False

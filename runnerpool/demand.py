@@ -19,6 +19,8 @@ IGNORED = timedelta(seconds=120)
 FREE_TRIES = 3
 """VMs made for one job without more ado; after that one more every `SPACING`."""
 SPACING = timedelta(minutes=10)
+WITHDRAWN = timedelta(hours=1)
+"""A registration is removed and its VM deleted within minutes, twenty where its agent is silent. Whatever takes longer is stuck."""
 LEAVING = frozenset({S.FINISHED, S.RETIRING, S.FAILED, S.DELETING})
 """On their way out. They count against the maximum until Azure has accepted their deletion, and make room without our doing."""
 
@@ -91,7 +93,7 @@ def demand(now: datetime, world: World, pool: PoolConfig, refused: Collection[Ta
         else:
             bound[runner.target].append(runner)
     existing = [runner for runner in world.runners.values() if runner.exists or _may_come(now, runner)]
-    leaving = sum(runner.state in LEAVING for runner in existing)
+    leaving = sum(runner.state in LEAVING and not _stuck(now, runner) for runner in existing)
     short = [job for target in waiting if target not in refused for job in _short_of(now, waiting[target], bound.get(target, []))]
     short.sort(key=lambda job: (job.created_at, job.job_id))
     second = [(job, runner) for job, runner in second if job.target not in refused]
@@ -104,6 +106,11 @@ def _second_attempts(now: datetime, world: World, waiting: Sequence[Job]) -> lis
     mine = {runner.job_id: runner for runner in world.runners.values() if runner.regular and serves(now, runner, world.usual)}
     pairs = [(job, mine.get(job.job_id)) for job in jobs]
     return [(job, None if runner and ignored_by_github(now, runner, {job.target: [job]}) else runner) for job, runner in pairs]
+
+
+def _stuck(now: datetime, runner: Runner) -> bool:
+    """Whether it should have gone long ago: nobody may count on the room that it will make."""
+    return bool(runner.elsewhere) or now - runner.since > WITHDRAWN
 
 
 def _may_come(now: datetime, runner: Runner) -> bool:

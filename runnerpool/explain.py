@@ -80,7 +80,7 @@ def _unseen(job: Job) -> str:
     if job.unseen_since is None:
         return ""
     since = f"{job.unseen_since:%H:%M} UTC"
-    return f"; GitHub has shown no job of {job.repository} since {since} (404): the credential lacks 'Actions: read' there"
+    return f"; GitHub has shown no job of {job.repository} since {since}: the credential lacks 'Actions: read' there"
 
 
 def _refused_there(job: Job, refusal: Rest) -> str:

@@ -52,7 +52,7 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     try:
         left = await _left_behind(acting, runner)
     except Misconfigured as error:  # where a repository is gone for good, nobody would ever hear more
-        await _refused(acting, runner, error)
+        await _refused(acting, runner, error, sure=False)
         return
     if _used_up(runner, left):
         await acting.fail(runner, "its registration has been in use, and its VM is gone")
@@ -66,7 +66,7 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
         try:
             ready, config = await _register(acting, claimed, left)
         except Misconfigured as error:
-            await _refused(acting, claimed, error)
+            await _refused(acting, claimed, error, sure=True)
             return
         if ready is None:
             return
@@ -78,10 +78,11 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
         await acting.fail(claimed, str(error), refused=True)
 
 
-async def _refused(acting: Acting, runner: Runner, error: Misconfigured) -> None:
-    """GitHub does not take our runners where this one would be registered: others need not find that out one by one."""
+async def _refused(acting: Acting, runner: Runner, error: Misconfigured, *, sure: bool) -> None:
+    """GitHub does not take our runners where this one would be registered: others need not find that out one by one. `sure`: at
+    the first attempt no VM was asked for."""
     await acting.rest_refused(target_of(runner), error)
-    await acting.fail(runner, str(error), refused=True)
+    await acting.fail(runner, str(error), refused=sure)
 
 
 async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None:

@@ -31,11 +31,9 @@ def moves(name: str, snapshot: Snapshot, pools: Sequence[PoolConfig]) -> list[tu
     return found
 
 
-def left_behind(name: str, snapshot: Snapshot, pools: Sequence[PoolConfig]) -> list[Job]:
-    """The rows of jobs that have left the pool `name` for another: earlier versions marked them as no demand and kept them. A job
-    that a filter keeps from being demand has a runner, or is over: no fact makes it queued."""
-    if any(pool.name == name for pool in pools):
-        return []
+def left_behind(snapshot: Snapshot) -> list[Job]:
+    """The rows of jobs that have left this pool for another: earlier versions marked them as no demand and kept them. A job that
+    a filter keeps from being demand has a runner, or is over: no fact makes it queued."""
     return [job for job in snapshot.jobs.values() if job.state is JobState.QUEUED and not job.demand]
 
 

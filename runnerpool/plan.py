@@ -75,7 +75,7 @@ def plan(
 def withdrawals(now: datetime, world: World, seen: Seen, targets: Collection[Target] | None = None) -> Iterable[Action]:
     """What finished, failed or ended is deleted where rule 1 allows it, and retired where it does not yet."""
     for runner in world.runners.values():
-        overdue = runner.state is S.BUSY and _over_without_word(now, runner, seen)
+        overdue = runner.state is S.BUSY and _over_without_word(now, runner, world, seen)
         if runner.state not in (S.FINISHED, S.FAILED, S.RETIRING) and not overdue:
             continue
         if _nothing_left(now, runner, targets):
@@ -90,18 +90,18 @@ def withdrawals(now: datetime, world: World, seen: Seen, targets: Collection[Tar
 
 def _unfinished(runner: Runner, world: World) -> bool:
     """Whether GitHub has named a job that runs there and has not said since that it is over, or that it knows no such job."""
-    job = world.jobs.get(runner.busy_job or "")  # a job of another pool's is not here: that pool asks, and forwards the answer
+    job = world.jobs.get(runner.busy_job or "")  # a job of another pool's is not here: that pool asks, and forwards its end
     return runner.busy_job is not None and (job is None or job.missing_since is None)
 
 
-def _over_without_word(now: datetime, runner: Runner, seen: Seen) -> bool:
+def _over_without_word(now: datetime, runner: Runner, world: World, seen: Seen) -> bool:
     """Busy, but for long now neither GitHub nor the agent has shown a job. An agent that was not asked shows nothing either way."""
     word = seen.agents.get(runner.name)
     if not (word is AgentTrouble.SILENT or (isinstance(word, AgentStatus) and not word.worker)):
         return False
     if runner.exited_at is not None:
         return now - runner.exited_at > 5 * EXIT_GRACE
-    quiet = runner.busy_job is None or runner.deregistered_at is not None
+    quiet = not _unfinished(runner, world) or runner.deregistered_at is not None
     return quiet and now - runner.since > STUCK
 
 

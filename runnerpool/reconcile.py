@@ -12,7 +12,7 @@ from typing import Any
 
 from runnerpool import redelivery, watch
 from runnerpool.acting import Outside
-from runnerpool.decide import is_over
+from runnerpool.decide import jobs_over
 from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import lost_elsewhere
 from runnerpool.follow import Follow
@@ -98,7 +98,7 @@ class Reconcile:
                 await self.ledger.add_fact(fact.pool, f"from-{name}", fact)
                 if await self.ledger.remove_job(job):
                     log.info("job %s moved from pool %s, which does not serve it any more, to %s", job.job_id, name, fact.pool)
-            for job in left_behind(name, snapshot, pools):
+            for job in left_behind(snapshot):
                 await self.ledger.remove_job(job)
 
     async def _adopt(self, app: dict[str, Entity]) -> None:
@@ -152,9 +152,7 @@ class Reconcile:
         )
         await sweep.run(gathered, pools, {*gathered.runners, *damaged})
         now = self.clock()
-        await self.ledger.archive(
-            job for snapshot in gathered.pools.values() for job in snapshot.jobs.values() if is_over(now, job)
-        )
+        await self.ledger.archive(job for snapshot in gathered.pools.values() for job in jobs_over(now, snapshot))
 
     async def _tidy(self, app: Mapping[str, Entity]) -> None:
         """Drops what was kept for people to read, when its time is over."""
@@ -178,7 +176,8 @@ class Reconcile:
         end = min(deadline, now + REDELIVERING)
         try:
             async with asyncio.timeout(REDELIVERING.total_seconds()):
-                failed = await attempt(lambda: github.failed_deliveries(cursor.begin(now)), clock=self.clock, deadline=end)
+                begin = now - redelivery.REDELIVERABLE
+                failed = await attempt(lambda: github.failed_deliveries(begin), clock=self.clock, deadline=end)
         except (PoolError, TimeoutError) as error:
             log.warning(
                 "GitHub's failed deliveries could not be listed: %s", str(error) or "it took too long, the next pass reads on"

@@ -18,8 +18,6 @@ INTERVAL = timedelta(minutes=5)
 """How often failed deliveries are asked for: a lost `queued` costs its job at most about this."""
 REDELIVERABLE = timedelta(days=3)
 """GitHub redelivers for three days."""
-SETTLED = timedelta(minutes=15)
-"""So long after its beginning an attempt is listed for certain, by whichever clock."""
 ATTEMPTS = 5
 """Attempts at one delivery before it is left to a person."""
 PORTION = 25
@@ -33,27 +31,24 @@ given up are forgotten first, and may be asked for again."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `since`: what began before is
-    settled. `tries`: attempts asked for, by guid. `asked`: by hook, the guids that were asked for last."""
+    """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `tries`: attempts asked for, by
+    guid. `asked`: by hook, the guids that were asked for last.
+
+    From which moment on nothing is due is not remembered: a hook that cannot be seen for a while would not be looked through again.
+    """
 
     at: datetime | None = None
     again: bool = False
-    since: datetime | None = None
     tries: Mapping[str, int] = field(default_factory=dict)
     asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def is_due(self, now: datetime) -> bool:
         return self.again or self.at is None or now - self.at >= INTERVAL
 
-    def begin(self, now: datetime) -> datetime:
-        """The moment from which on failures matter."""
-        return max(now - REDELIVERABLE, self.since) if self.since else now - REDELIVERABLE
-
     def document(self) -> dict[str, Any]:
         """As the heartbeat has it."""
-        moments = {"at": self.at and self.at.isoformat(), "since": self.since and self.since.isoformat()}
         return {
-            **moments,
+            "at": self.at and self.at.isoformat(),
             "again": self.again,
             "tries": dict(self.tries),
             "asked": {hook: list(a) for hook, a in self.asked.items()},
@@ -68,7 +63,6 @@ def read(document: object) -> Cursor:
     return Cursor(
         at=_moment(document.get("at")),
         again=document.get("again") is True,
-        since=_moment(document.get("since")),
         tries={str(g): n for g, n in tries.items() if isinstance(n, int)} if isinstance(tries, Mapping) else {},
         asked={str(h): [str(g) for g in a] for h, a in asked.items() if isinstance(a, list)} if isinstance(asked, Mapping) else {},
     )
@@ -105,7 +99,6 @@ def after(now: datetime, failed: Sequence[Delivery], cursor: Cursor, asked: Sequ
     return Cursor(
         at=now,
         again=any(not _is_stuck(hook, failed, cursor) for hook in left),
-        since=_settled(now, failed, cursor, tries),
         tries=tries,
         asked={hook: guids for hook, guids in last.items() if guids},
     )
@@ -132,18 +125,3 @@ def _is_stuck(hook: str, failed: Sequence[Delivery], cursor: Cursor) -> bool:
     """Whether nothing of what was asked for the last time got through."""
     asked = set(cursor.asked.get(hook, ()))
     return bool(asked) and asked <= {delivery.guid for delivery in failed}
-
-
-def _settled(now: datetime, failed: Sequence[Delivery], cursor: Cursor, tries: Mapping[str, int]) -> datetime | None:
-    """Before which moment nothing is left to do. An empty list alone proves nothing: it is also what a credential sees that has
-    no permission. What it showed once and shows no more has been delivered, as of the last look at least."""
-    due = [delivery.delivered_at for deliveries in _due(failed, tries).values() for delivery in deliveries]
-    if due:
-        found = min(due)
-    elif failed:
-        found = now - SETTLED
-    elif cursor.tries and cursor.at:
-        found = cursor.at - SETTLED
-    else:
-        return cursor.since
-    return max(found, cursor.since) if cursor.since else found

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from runnerpool.capacity import POOL, ladder, next_rung, offers_resting, resting_targets
 from runnerpool.config import Config, PoolConfig
+from runnerpool.demand import WITHDRAWN
 from runnerpool.gather import Gathered
 from runnerpool.model import Job, JobState, Runner, RunnerState, Snapshot, Target
 from runnerpool.plan import has_left
@@ -17,8 +18,6 @@ from runnerpool.ports import AgentTrouble, Alert
 RECHECK = timedelta(minutes=2)
 """How long after a rest has ended its condition still stands: the offer is being tried again, and may be refused again."""
 
-WITHDRAWN = timedelta(hours=1)
-"""A registration is removed and its VM deleted within minutes, twenty where its agent is silent. Whatever takes longer is stuck."""
 NAMED = 20
 """VMs that one alert names."""
 
@@ -141,7 +140,7 @@ def _unseen(name: str, snapshot: Snapshot) -> Iterable[Alert]:
     if repositories:
         names = ", ".join(repositories[:5]) + (" …" if len(repositories) > 5 else "")
         text = (
-            f"{names}: GitHub answers 404 for waiting jobs and shows no others: the credential lacks 'Actions: read' there (is it "
+            f"{names}: GitHub does not show waiting jobs, nor any others: the credential lacks 'Actions: read' there (is it "
             "limited to selected repositories?), or the repository was deleted.\nA job whose delivery came in time gets its VM all "
             "the same; one whose delivery came late, or that waited for an approval, gets none until GitHub can be asked about it."
         )

@@ -271,6 +271,7 @@ async def test_a_registration_that_nobody_can_ask_about_any_more_gives_its_row_u
     row = (await scene.act(claimed(S.CREATING, **WANTED, **begun)))[NAME]
     assert (row.state, row.reason) == (S.FAILED, "GitHub answered 404: no such repository")
     assert row.minted_at is not None  # so that its registration is still withdrawn, or proved gone
+    assert row.put_until is not None  # and its VM may still come
 
 
 @virtual

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, RUN_LIMIT, decide, is_over
+from runnerpool.decide import CLAIM, FAILURES_KEPT, GAVE_UP, KEEP_FINISHED, RUN_LIMIT, decide, is_over, jobs_over
 from runnerpool.lifecycle import Seen
 from runnerpool.model import SKEW, TRANSITIONS, Basis, Fact, Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.plan import ASKS
@@ -182,6 +182,12 @@ def test_an_offer_that_azure_took_and_could_not_keep_rests_and_a_vm_that_broke_d
 )
 def test_a_jobs_row_is_over_an_hour_after_its_end_or_when_github_can_queue_it_no_longer(row: Job, over: bool) -> None:
     assert is_over(NOW, row) is over
+
+
+def test_a_job_that_a_runner_is_judged_by_keeps_its_row() -> None:
+    ended = job("1", completed_at=NOW - KEEP_FINISHED, age=timedelta(hours=9))
+    rows = snapshot(ended, replace(ended, job_id="2"), runner(S.BUSY, busy_job="1"))
+    assert [row.job_id for row in jobs_over(NOW, rows)] == ["2"]
 
 
 # ---------------------------------------------------------------------------------------------- no world breaks it

@@ -150,6 +150,16 @@ async def test_rows_that_earlier_versions_left_behind_after_a_move_go() -> None:
 
 
 @virtual
+async def test_such_a_row_goes_although_its_pool_is_in_the_file_again() -> None:
+    """The move back would be merged with it, and be no demand: the job would be lost."""
+    scene = await known_to_both()
+    await scene.hold(job("1", pool="new", demand=False), old_job())
+    for _ in range(2):
+        await scene.reconcile()
+    assert (await jobs(scene, "old"), (await jobs(scene, "new"))["1"].wants_runner) == ({}, True)
+
+
+@virtual
 async def test_a_foreign_job_on_a_vm_of_a_departed_pool_keeps_its_row() -> None:
     scene = await known_to_both()
     await scene.hold(old_job(demand=False, started_at=NOW, runner_name="hw-old-aaaaaaaaaa"))

@@ -11,7 +11,7 @@ import pytest
 from runnerpool.actions import Bind, Create, Delete, Forget, Park, Rerun, Retire
 from runnerpool.capacity import POOL, target_key
 from runnerpool.config import PoolConfig
-from runnerpool.demand import FREE_TRIES, IGNORED, SPACING, demand
+from runnerpool.demand import FREE_TRIES, IGNORED, SPACING, WITHDRAWN, demand
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState
 from runnerpool.plan import INTERVAL, OLD, plan
 from tests.made_rows import MINUTE, NOW, ORG, job, of, planned, pool, runner, world
@@ -404,6 +404,20 @@ def test_every_action_says_why() -> None:
 def test_counting_is_by_what_exists_and_serving_by_what_can_be_relied_on() -> None:
     need = demand(NOW, world(*jobs(2), *runners(S.READY, 1), *runners(S.BUSY, 2), *runners(S.RETIRING, 1)), pool())
     assert (need.counting, need.leaving, need.serving, need.spare) == (4, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "leaving"),
+    [
+        (runner(S.DELETING, age=MINUTE), 1),
+        (runner(S.RETIRING, age=WITHDRAWN), 1),
+        (runner(S.RETIRING, age=WITHDRAWN + MINUTE), 0),
+        (runner(S.DELETING, age=MINUTE, elsewhere=True), 0),
+    ],
+)
+def test_on_the_room_of_what_is_stuck_nobody_counts(row: Runner, leaving: int) -> None:
+    need = demand(NOW, world(row), pool())
+    assert (need.counting, need.leaving) == (1, leaving)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from runnerpool.redelivery import (
     PORTION,
     PROBES,
     REDELIVERABLE,
-    SETTLED,
     WATCHED,
     Cursor,
     after,
@@ -79,30 +78,6 @@ def test_the_next_pass_looks_again_where_more_is_due_and_gets_through(
     assert cursor.is_due(NOW + INTERVAL)
 
 
-OLD, OLDER = NOW - 60 * MINUTE, NOW - 120 * MINUTE
-
-
-@pytest.mark.parametrize(
-    ("failed", "cursor", "since"),
-    [
-        (some("h", 1, at=OLD), Cursor(), OLD),
-        (some("h", 1, at=OLD), Cursor(tries={"h0": ATTEMPTS}), NOW - SETTLED),  # given up
-        ([], Cursor(tries={"h0": 1}, at=OLD), OLD - SETTLED),  # delivered, or the hook is gone
-        ([], Cursor(), None),  # as where the credential may see no hook
-        ([], Cursor(at=OLD, since=OLDER), OLDER),
-        (some("h", 1, at=OLDER), Cursor(since=OLD), OLD),  # never backwards
-    ],
-)
-def test_what_is_settled_need_not_be_listed_any_more(failed: list[Delivery], cursor: Cursor, since: datetime | None) -> None:
-    assert after(NOW, failed, cursor, []).since == since
-
-
-def test_the_list_is_asked_for_since_the_oldest_that_is_due_and_for_three_days_at_most() -> None:
-    assert Cursor().begin(NOW) == NOW - REDELIVERABLE
-    assert Cursor(since=OLD).begin(NOW) == OLD
-    assert Cursor(since=OLD).begin(NOW + timedelta(days=9)) == NOW + timedelta(days=9) - REDELIVERABLE
-
-
 def test_beyond_what_can_be_watched_those_that_were_given_up_are_forgotten_first_and_no_other_waits_for_them() -> None:
     failed = some("h", 2 * WATCHED)
     tries = {one.guid: ATTEMPTS for one in failed[1 : WATCHED + 1]}
@@ -132,7 +107,7 @@ def test_what_leaves_githubs_list_undelivered_is_named_once(age: timedelta, look
 
 
 def test_what_is_written_is_read_as_it_was() -> None:
-    cursor = Cursor(at=NOW, again=True, since=OLD, tries={"a": 2}, asked={"h": ["a"]})
+    cursor = Cursor(at=NOW, again=True, tries={"a": 2}, asked={"h": ["a"]})
     assert read(cursor.document()) == cursor
 
 
@@ -141,8 +116,8 @@ def test_what_is_written_is_read_as_it_was() -> None:
     [
         ({}, Cursor()),
         ({"at": None, "tries": {"a": 5}}, Cursor(tries={"a": 5})),  # as older versions wrote it
-        ({"at": NOW.isoformat(), "tries": {"a": 5}}, Cursor(at=NOW, tries={"a": 5})),
-        ({"at": "yesterday", "tries": [], "asked": {"h": 1}, "since": 3, "again": "no"}, Cursor()),
+        ({"at": NOW.isoformat(), "since": NOW.isoformat(), "tries": {"a": 5}}, Cursor(at=NOW, tries={"a": 5})),
+        ({"at": "yesterday", "tries": [], "asked": {"h": 1}, "again": "no"}, Cursor()),
         (["damaged"], Cursor()),
     ],
 )

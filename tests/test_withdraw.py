@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -201,6 +201,23 @@ async def test_a_404_about_a_job_whose_repository_cannot_be_read_removes_nothing
     assert (await scene.jobs())["1"].unseen_since is None
 
 
+@pytest.mark.parametrize(
+    ("error", "unseen"),
+    [
+        (Misconfigured("GitHub answered 403: Resource not accessible by integration", area="auth"), NOW),
+        (Misconfigured("GitHub answered 401", area="auth", everywhere=True), None),  # that says nothing about the job
+        (RetryLater("GitHub answered 502"), None),
+    ],
+)
+@virtual
+async def test_a_lost_permission_is_told_from_an_answer_that_did_not_come(error: PoolError, unseen: datetime | None) -> None:
+    scene = Scene()
+    scene.hub.fails("get_job", *[error] * 5)
+    await scene.hold(job())
+    await act(scene.acting(), [], list((await scene.jobs()).values()))
+    assert ((await scene.jobs())["1"].unseen_since, (await scene.jobs())["1"].wants_runner) == (unseen, True)
+
+
 @virtual
 async def test_only_a_404_costs_a_look_at_the_repository() -> None:
     scene = Scene()
@@ -211,7 +228,7 @@ async def test_only_a_404_costs_a_look_at_the_repository() -> None:
     assert not scene.hub.count("reads_jobs")
 
     scene.hub.jobs.clear()
-    scene.hub.fails("reads_jobs", Misconfigured("403", area="auth"))
+    scene.hub.fails("reads_jobs", Misconfigured("401", area="auth", everywhere=True))
     await act(scene.acting(), [], held)
     assert list((await scene.jobs()).values()) == held
 
@@ -230,7 +247,7 @@ async def test_an_answer_that_does_not_come_changes_nothing() -> None:
     scene = Scene()
     await scene.hold(job())
     before = await scene.jobs()
-    scene.hub.fails("get_job", Misconfigured("403", area="auth"))
+    scene.hub.fails("get_job", Misconfigured("401", area="auth", everywhere=True))
     await act(scene.acting(), [], list(before.values()))
     assert await scene.jobs() == before
 

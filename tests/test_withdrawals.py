@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -121,6 +122,13 @@ def test_what_azure_has_not_had_for_long_is_forgotten_where_its_target_has_left_
 def test_a_vm_whose_target_has_left_the_file_is_not_deleted_for_that(word: AgentStatus | AgentTrouble | None) -> None:
     row = runner(S.RETIRING, target=REPO_A, age=9 * HOUR, silent_since=NOW - 9 * HOUR)
     assert not planned([row], targets=[REPO_B], home=None, seen=polled(row, word) if word else Seen())
+
+
+def test_a_silent_vm_whose_job_github_does_not_know_is_withdrawn() -> None:
+    row = runner(S.BUSY, age=HOUR, busy_job="1", answered_at=NOW - HOUR, silent_since=NOW - HOUR)
+    known = job("1", started_at=NOW - HOUR, missing_since=NOW - MINUTE)
+    assert of(Retire, planned([row, known], seen=polled(row, AgentTrouble.SILENT)))
+    assert not of(Retire, planned([row, replace(known, missing_since=None)], seen=polled(row, AgentTrouble.SILENT)))
 
 
 # ---------------------------------------------------------------------------------------------- asking GitHub
