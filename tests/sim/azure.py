@@ -123,7 +123,7 @@ class AzureState:
     def _fail(self, vm: SimVm) -> None:
         if vm.state is VmState.CREATING and vm.machine is not None:
             vm.state, vm.error_code = VmState.FAILED, "AllocationFailed"
-            vm.machine.die()
+            vm.machine.die(ours=False)
 
     def _notify(self, vm: SimVm) -> None:
         """A spot VM is told 30 s before, and now and then spared all the same. A host that dies says nothing."""
@@ -143,7 +143,7 @@ class AzureState:
             self.world.note(f"VM {vm.name} is evicted")
             if vm.machine is not None:
                 vm.machine.taken = vm.spot
-            self._stop(vm)
+            self._stop(vm, ours=False)
             self.world.later(self.world.life.uniform(5, 60), self._remove, vm)
 
     def delete(self, name: str) -> None:
@@ -155,7 +155,7 @@ class AzureState:
         if vm.state is VmState.DELETING:
             return  # an eviction was quicker
         self.world.note(f"Azure accepts the deletion of {name}")
-        self._stop(vm)
+        self._stop(vm, ours=True)
         if self.world.faults.roll("deletion undone"):
             self.world.later(self.world.life.uniform(15, 300), self._stays, vm)
         else:
@@ -165,10 +165,10 @@ class AzureState:
         """The deletion that was accepted fails after all."""
         vm.state, vm.error_code = VmState.FAILED, "OperationPreempted"
 
-    def _stop(self, vm: SimVm) -> None:
+    def _stop(self, vm: SimVm, *, ours: bool) -> None:
         vm.state = VmState.DELETING
         if vm.machine is not None and vm.machine.running:
-            vm.machine.die()
+            vm.machine.die(ours=ours)
 
     def _remove(self, vm: SimVm) -> None:
         if self.vms.get(vm.name) is not vm:

@@ -101,6 +101,7 @@ class Checks:
         if machine is not None and machine.running and job is not None and job.status == "in_progress":
             if self.evidence.lost_for_good(machine):
                 self.remainder += 1
+                job.lost = True
             else:
                 self.broken(1, f"VM {name} is deleted while it runs job {job.plan.job_id}")
         if why_not := self.evidence.forbids(name, vm):

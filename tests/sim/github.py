@@ -30,7 +30,7 @@ SECRET = "s3cr3t"
 
 @dataclass(slots=True)
 class SimJob:
-    """`lost` when its VM was taken from under it: by Azure, or by us in what rule 1 leaves, which `checks` looks at."""
+    """`lost` when Azure took its VM from under it, or we did in what rule 1 leaves."""
 
     plan: JobPlan
     target: str
@@ -157,6 +157,8 @@ class GitHubState:
             self.world.host.deliver(job, "in_progress")
             if runner.machine.running:
                 runner.machine.take(job)
+            else:
+                job.lost = True
 
     def complete(self, job: SimJob, conclusion: str) -> None:
         if job.status == "completed":
@@ -223,7 +225,6 @@ class GitHubState:
         runner.online = False
         if runner.job is not None:
             job = runner.job
-            job.lost = True
             self.world.later(self.world.life.uniform(0.5, 1.0) * NOTICES, self.complete, job, "failure")
 
     def _reap(self, runner: SimRunner) -> None:

@@ -101,9 +101,11 @@ class Machine:
     def job_over(self) -> None:
         self.phase, self.worker, self.job_seen = AgentPhase.EXITED, False, True
 
-    def die(self) -> None:
-        """Its VM is deleted or evicted."""
+    def die(self, *, ours: bool) -> None:
+        """Its VM is deleted by us, or Azure takes it: only then need its job not succeed."""
         self.running = False
+        if self.runner is not None and self.runner.job is not None and not ours:
+            self.runner.job.lost = True
         if self.runner is not None:
             self.world.github.lost(self.runner)
 
