@@ -48,6 +48,7 @@ from runnerpool.ports import (
     Table,
     Upsert,
 )
+from tests.sim.github import GitHubPort
 
 S = RunnerState
 Patch = pytest.MonkeyPatch
@@ -95,6 +96,20 @@ def agents_are_not_asked(patch: Patch) -> None:
         return honest(now, runner, agent, polled_at, **known) or (Basis.CLEAR if runner.deregistered_at else None)
 
     patch.setattr(plan, "basis", mutated)
+
+
+def a_404_proves_that_a_registration_is_gone(patch: Patch) -> None:
+    honest = GitHubPort.remove_runner
+
+    async def mutated(self: GitHubPort, target: str, runner_id: int) -> Removal:
+        found = await honest(self, target, runner_id)
+        return Removal.REMOVED if found is Removal.ABSENT else found
+
+    patch.setattr(GitHubPort, "remove_runner", mutated)
+
+
+def a_minute_of_silence_is_enough(patch: Patch) -> None:
+    patch.setattr(deletion, "SILENCE", timedelta(minutes=1))
 
 
 # ---------------------------------------------------------------------------------------------- 3: the maximum
@@ -298,6 +313,7 @@ MUTATIONS = [
     Mutation(busy_vms_are_deleted, breaks=1, within=3),
     Mutation(github_is_not_asked, breaks=2, within=3),
     Mutation(agents_are_not_asked, breaks=2, within=3),
+    Mutation(a_minute_of_silence_is_enough, breaks=2, within=3),
     Mutation(what_is_being_deleted_does_not_count, breaks=3, within=10),
     Mutation(jit_configs_are_kept_for_the_next_vm, breaks=4, within=3),
     Mutation(that_a_job_was_seen_is_forgotten, breaks=5, within=10),

@@ -11,6 +11,7 @@ from tests.mutations import (
     MUTATIONS,
     Mutation,
     Patch,
+    a_404_proves_that_a_registration_is_gone,
     budgets_have_no_bottom,
     plans_ignore_the_heads_etag,
     wakeups_are_noted_when_they_have_failed,
@@ -32,6 +33,19 @@ def test_a_defect_breaks_its_invariant_within_a_few_seeds(mutation: Mutation, mo
         if any(violation.invariant == mutation.breaks for violation in found):
             return
     pytest.fail(f"{mutation} was not found in {mutation.within} seeds; what was found: {[str(one) for one in found[:5]]}")
+
+
+@pytest.mark.parametrize("mutated", [True, False])
+def test_a_404_for_want_of_a_permission_proves_nothing(mutated: bool, monkeypatch: Patch) -> None:
+    """Invariant 2, on days on which the permission is lost a few minutes after some of the jobs came."""
+    if mutated:
+        a_404_proves_that_a_registration_is_gone(monkeypatch)
+    found: set[int] = set()
+    for seed in range(1, 4):
+        world = World(seed, jobs=60)
+        world.faults.windows["permission lost"] = [(plan.at + 300, plan.at + 1500) for plan in world.scenario.jobs[::10]]
+        found |= {violation.invariant for violation in world.run().violations}
+    assert found == ({2} if mutated else set())
 
 
 def test_warm_vms_made_without_the_heads_etag_break_the_maximum(monkeypatch: Patch) -> None:
