@@ -34,7 +34,7 @@ def test_no_invariant_breaks_whatever_fails_and_everything_settles_once_it_is_he
 @pytest.mark.timeout(600)
 def test_every_fault_is_met_in_some_world() -> None:
     missing = set(NAMES)
-    for seed in (32, 16, 53, 54, 4, 9, *range(1, 101)):  # today the first six meet all of them
+    for seed in (32, 55, 18, 9, 12, *range(1, 101)):  # today the first five meet all of them
         missing -= judge(seed, oracle=False, jobs=60).happened.keys()
         if not missing:
             break

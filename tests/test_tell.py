@@ -10,7 +10,7 @@ import pytest
 from runnerpool.errors import Gone, Misconfigured, RetryLater
 from runnerpool.model import Head, Rest, RunnerState
 from runnerpool.ports import Alert, Delivery, Upsert
-from runnerpool.redelivery import ATTEMPTS, PORTION, PROBES, WATCHED
+from runnerpool.redelivery import ATTEMPTS, PORTION, PROBES, REDELIVERABLE, WATCHED
 from tests.made_rows import MINUTE, NOW, clock, config, later, pool, virtual
 from tests.stand_ins import Scene
 
@@ -45,24 +45,20 @@ async def test_failed_deliveries_are_listed_every_five_minutes_only() -> None:
 
 
 @virtual
-async def test_what_was_delivered_or_given_up_is_not_listed_again() -> None:
-    """A list since the oldest failure of three days is long: it is wanted as long as something is due in it, and no longer."""
+async def test_each_look_goes_three_days_back_whatever_the_last_one_did_not_show() -> None:
+    """A hook that is out of sight for a while shows no failures; they are still there when it is seen again."""
     scene = Scene()
-    scene.hub.failed = [Delivery(1, "never", NOW - timedelta(days=2), ok=False)]
-    asked: list[datetime] = []
-    listed = scene.hub.failed_deliveries
+    asked: list[timedelta] = []
 
     async def noted(since: datetime) -> list[Delivery]:
-        asked.append(since)
-        return [delivery for delivery in await listed(since) if delivery.delivered_at >= since]
+        asked.append(clock() - since)
+        return failures(1) if len(asked) == 1 else []
 
     scene.hub.failed_deliveries = noted  # type: ignore[method-assign]
-    for _ in range(ATTEMPTS + 2):
+    for _ in range(3):
         await scene.reconcile()
         await later(minutes=5)
-    assert asked[1:5] == [NOW - timedelta(days=2)] * 4
-    assert asked[-1] > NOW
-    assert scene.hub.count("redeliver") == ATTEMPTS
+    assert asked == [REDELIVERABLE] * 3
 
 
 @virtual

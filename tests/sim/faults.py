@@ -32,7 +32,6 @@ MOST: dict[str, dict[str, float]] = {
         "reaped while booting": 0.1,
         "reaped while idle": 0.3,
         "exits without a job": 0.1,
-        "offline late": 0.5,
         "slow to assign": 0.1,
         "taken elsewhere": 0.03,
     },

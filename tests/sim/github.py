@@ -20,6 +20,8 @@ BUSY_LAG = 60.0
 """Seconds by which the list's `busy` lags."""
 NOTICES = 600.0
 """Seconds until GitHub ends a job whose runner is gone."""
+OFFLINE_LATE = 60.0
+"""Seconds for which GitHub may take a runner that is gone for an idle one."""
 CANCELS = 24 * 3600.0
 """Seconds for which GitHub queues a job before it cancels it."""
 RERUNS = 95_000
@@ -218,14 +220,16 @@ class GitHubState:
         return runner
 
     def lost(self, runner: SimRunner) -> None:
-        """Its machine is gone. GitHub notices that at once, or within a minute, in which it may still give it a job."""
-        if runner.job is None and runner.online and self.world.faults.roll("offline late"):
-            self.world.later(self.world.life.uniform(1, 60), self.lost, runner)
-            return
+        """Its machine is gone. Of an idle one GitHub notices that within a minute, in which it may still give it a job."""
+        if runner.job is None:
+            self.world.later(self.world.life.uniform(0, OFFLINE_LATE), self._offline, runner)
+        else:
+            self._offline(runner)
+
+    def _offline(self, runner: SimRunner) -> None:
         runner.online = False
         if runner.job is not None:
-            job = runner.job
-            self.world.later(self.world.life.uniform(0.5, 1.0) * NOTICES, self.complete, job, "failure")
+            self.world.later(self.world.life.uniform(0.5, 1.0) * NOTICES, self.complete, runner.job, "failure")
 
     def _reap(self, runner: SimRunner) -> None:
         if runner.registered and runner.job is None and not self.world.faults.healed:
