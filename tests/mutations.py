@@ -313,7 +313,7 @@ MUTATIONS = [
     Mutation(busy_vms_are_deleted, breaks=1, within=3),
     Mutation(github_is_not_asked, breaks=2, within=3),
     Mutation(agents_are_not_asked, breaks=2, within=3),
-    Mutation(a_minute_of_silence_is_enough, breaks=2, within=3),
+    Mutation(a_minute_of_silence_is_enough, breaks=2, within=15),
     Mutation(what_is_being_deleted_does_not_count, breaks=3, within=10),
     Mutation(jit_configs_are_kept_for_the_next_vm, breaks=4, within=3),
     Mutation(that_a_job_was_seen_is_forgotten, breaks=5, within=10),
