@@ -279,6 +279,13 @@ class Scene:
         )
         await reconciler.run(deadline=clock() + timedelta(seconds=90))
 
+    async def passes(self, period: timedelta) -> None:
+        """The timer's passes of so long a time."""
+        end = clock() + period
+        while clock() < end:
+            await self.reconcile()
+            await asyncio.sleep(30)  # of virtual time
+
     async def wake(self, name: str = "linux", worker: str = "worker") -> set[str]:
         """One wake-up."""
         return await self.engine(worker).run(name, deadline=clock() + 4 * MINUTE)

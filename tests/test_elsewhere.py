@@ -15,7 +15,7 @@ from runnerpool.model import Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.planner import Planner
 from runnerpool.ports import AgentTrouble, Vm, VmSpec, VmState
 from runnerpool.settings import Settings
-from tests.made_rows import MINUTE, NOW, clock, config, fact, job, later, pool, runner, setting, virtual
+from tests.made_rows import MINUTE, NOW, clock, config, fact, job, pool, runner, setting, virtual
 from tests.stand_ins import Scene
 
 S = RunnerState
@@ -119,13 +119,6 @@ def at(scene: Scene, place: str) -> Scene:
     return scene
 
 
-async def passes(scene: Scene, period: timedelta) -> None:
-    end = clock() + period
-    while clock() < end:
-        await scene.reconcile()
-        await later(seconds=30)
-
-
 @virtual
 async def test_while_nothing_changes_vms_that_are_elsewhere_cost_no_writes_and_no_calls() -> None:
     scene = at(Scene(), NEW)
@@ -133,9 +126,9 @@ async def test_while_nothing_changes_vms_that_are_elsewhere_cost_no_writes_and_n
     deleting = runner(S.DELETING, "deleting", delete_accepted_at=NOW, not_before=NOW, **away)
     await scene.hold(runner(S.READY, **away), runner(S.BUSY, "busy", **away), runner(S.BOOTING, "boots", **away), deleting)
     scene.azure.vms, scene.azure.nics = {}, {}
-    await passes(scene, MINUTE)  # the second pass tells of them
+    await scene.passes(MINUTE)  # the second pass tells of them
     before = scene.rows(without="heartbeat")
-    await passes(scene, timedelta(minutes=30))
+    await scene.passes(timedelta(minutes=30))
     assert scene.rows(without="heartbeat") == before
     assert not scene.crew.calls
     assert {call for call, _ in scene.azure.calls} == {"list_vms", "list_nics"}
@@ -183,7 +176,7 @@ async def test_a_group_that_was_changed_loses_no_vm_and_going_back_finds_them_al
     await scene.hold(over)
     scene.crew.words = dict.fromkeys(old, AgentTrouble.SILENT)
     asked = len(scene.azure.calls)
-    await passes(scene, timedelta(hours=2))
+    await scene.passes(timedelta(hours=2))
     rows = await scene.runners()
     assert old <= rows.keys()
     assert not [row.name for row in rows.values() if row.name in old and (row.absent_since or row.delete_accepted_at)]
@@ -197,7 +190,7 @@ async def test_a_group_that_was_changed_loses_no_vm_and_going_back_finds_them_al
     scene.azure.vms, scene.azure.nics = {**before[0], **scene.azure.vms}, {**before[1], **scene.azure.nics}
     scene.crew.words.update(dict.fromkeys(old, AgentTrouble.SILENT))
     at(scene, OLD)
-    await passes(scene, timedelta(minutes=5))
+    await scene.passes(timedelta(minutes=5))
     assert ends.name not in scene.azure.vms
     assert scene.azure.vms[busy.name]
     assert "over: " in "".join(alert.title for alert in scene.mail.sent)

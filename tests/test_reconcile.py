@@ -224,7 +224,7 @@ async def test_a_vm_of_a_repository_that_is_gone_is_kept_and_told_and_its_row_go
         return list(scene.hub.registered[target].values())
 
     scene.hub.list_runners = listed  # type: ignore[method-assign]
-    await passes(scene, timedelta(hours=2))
+    await scene.passes(timedelta(hours=2))
     assert (await scene.only()).state is S.RETIRING
     assert not scene.azure.count("delete_vm")
     (alert,) = [alert for alert in scene.mail.sent if alert.id.startswith("retiring-")]
@@ -232,16 +232,9 @@ async def test_a_vm_of_a_repository_that_is_gone_is_kept_and_told_and_its_row_go
 
     del scene.azure.vms[bound.name]
     del scene.azure.nics[f"{bound.name}-nic"]
-    await passes(scene, timedelta(minutes=25))
+    await scene.passes(timedelta(minutes=25))
     assert (await scene.only()).target == hello  # the one job that waited at the maximum has its VM
     assert scene.mail.sent[-1].title.startswith("over: ")
-
-
-async def passes(scene: Scene, period: timedelta) -> None:
-    end = clock() + period
-    while clock() < end:
-        await scene.reconcile()
-        await later(seconds=30)
 
 
 @virtual
