@@ -26,10 +26,11 @@ CLAIM = timedelta(minutes=2)
 """How long a worker keeps a row to itself: longer than any one act takes. It is taken over when it is over by every clock."""
 KEEP_FINISHED = timedelta(hours=1)
 """A finished job's row stays this long for the status page, then it is history."""
-GAVE_UP = timedelta(hours=24)
-"""GitHub cancels a job that has been queued for 24 hours: one that it has not known, or not shown, for so long is over."""
+GAVE_UP = timedelta(hours=48)
+"""GitHub cancels a job that has been queued for 24 hours, at the latest after 48 (its usage limits for self-hosted runners): one
+that it has not known, or not shown, for so long is over."""
 RUN_LIMIT = timedelta(days=35)
-"""GitHub ends every run at this age, its waits for approvals included."""
+"""GitHub ends every run at this age, its waits for approvals included (the same limits)."""
 PLANS = 5
 """Plans of one decision, of which the last is empty: the longest chain that was seen is a row forgotten, a VM renewed, one made."""
 FAILURES_KEPT = 5
