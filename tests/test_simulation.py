@@ -20,6 +20,7 @@ ONCE_FAILED = {
     30883: "not the code, the reckoning: forty jobs that a runner group refused had three VMs each, and one every ten minutes",
     31866: "not the code, the reckoning: storage was down for 38 minutes, and sixty VMs of which nothing could be read stayed",
     32475: "not the code, the reckoning: warm VMs for which Azure had no room were asked for again after their offer had rested",
+    80160: "not the code, the reckoning: 58 jobs were given to VMs with more labels, and those made for them ended idle",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from tests.sim.loop import EPOCH
 from tests.sim.scenario import HOUR, PREFIX, warm_wanted
 
 if TYPE_CHECKING:
+    from runnerpool.config import PoolConfig
     from tests.sim.github import SimJob
     from tests.sim.world import World
 
@@ -92,12 +93,23 @@ def allowed_hours(world: World) -> float:
 
 
 def _most_vms(world: World) -> int:
-    """One for each job that came to be queued, and those that are kept warm each time that a pool begins to keep more."""
+    """One for each job that came to be queued, one more for each that another pool's VM took, and those that are kept warm
+    each time that a pool begins to keep more."""
     pools = world.scenario.config.pools
     hours = range(int(world.loop.time() / HOUR) + 1)
     levels = [[warm_wanted(pool, EPOCH + timedelta(hours=hour)) for hour in hours] for pool in pools]
     rises = sum(max(b - a, 0) for level in levels for a, b in pairwise([0, *level]))
-    return len(world.github.jobs) + rises
+    jobs = world.github.jobs.values()
+    return len(jobs) + sum(_taken_by_another_pool(pools, job) for job in jobs) + rises
+
+
+def _taken_by_another_pool(pools: Sequence[PoolConfig], job: SimJob) -> bool:
+    """GitHub may give a job to a VM with more labels than it asks for. The one that was made for it then waits in vain, and
+    the job that the other VM was made for needs a further one."""
+    wanted = {label.lower() for label in job.plan.labels} - {"self-hosted"}
+    serving = [pool for pool in pools if wanted <= {label.lower() for label in pool.labels}]
+    its_own = min(serving, key=lambda pool: len({*pool.labels} - {"self-hosted"}))
+    return job.runner is not None and job.runner.name.rpartition("-")[0] != f"{PREFIX}-{its_own.name}"
 
 
 def _in_vain(world: World, job: SimJob) -> float:
