@@ -7,6 +7,7 @@ those of the list of invariants that the simulation is to prove; 0 is an error t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,7 +66,7 @@ class Checks:
     violations: list[Violation] = field(default_factory=list)
     remainder: int = 0  # deletions in mid-job that rule 1 knowingly leaves: see evidence.py
     defects: dict[str, int] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
+    names: Counter[str] = field(default_factory=Counter)  # how many VMs there were of each
     states: dict[str, str] = field(default_factory=dict)
     watching: list[str] | None = None
     alerts: list[Alert] = field(default_factory=list)
@@ -122,7 +123,7 @@ class Checks:
 
     def vm_created(self, vm: SimVm, encoded: str | None) -> None:
         pool = vm.tags["runnerpool-pool"]
-        self.names.add(vm.name)
+        self.names[vm.name] += 1
         self.secret(f"a tag of {vm.name}", str(vm.tags))
         if encoded is not None:
             self._reach(encoded, vm.name)

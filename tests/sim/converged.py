@@ -124,14 +124,19 @@ def _in_vain(world: World, job: SimJob) -> float:
 
 
 def _owed_a_run(world: World) -> Iterable[SimJob]:
-    """The jobs that spot VMs took with them, where every pool runs such jobs again, and that nobody ran again."""
+    """The jobs that spot VMs took with them, where every pool runs such jobs again, and that nobody ran again.
+
+    Not where a PUT that was long on its way made the VM anew: the one with the job was gone for seconds, and nobody saw it.
+    """
     if not all(pool.rerun_evicted for pool in world.scenario.config.pools):
         return
     runs = Counter(job.plan.run_id for job in world.github.jobs.values())
     for job in world.github.jobs.values():
         machine = job.runner.machine if job.runner is not None else None
-        taken = machine is not None and machine.taken and job.lost and job.plan.cancelled_after is None
-        if taken and runs[job.plan.run_id] == 1 and job.plan.job_id not in world.github.rerun:
+        if machine is None or not machine.taken or not job.lost or job.plan.cancelled_after is not None:
+            continue
+        again = runs[job.plan.run_id] > 1 or job.plan.job_id in world.github.rerun
+        if not again and world.checks.names[machine.name] == 1:
             yield job
 
 

@@ -80,11 +80,11 @@ def _orphan(world: World, name: str) -> None:
     vm = SimVm(name, {"runnerpool": PREFIX}, "Standard_D4as_v5", None, False, world.now(), world.loop.time(), VmState.SUCCEEDED)
     vm.machine = Machine(world, name, f"10.3.0.{len(world.azure.vms) % 250}", None, 30.0)
     world.azure.place(vm)
-    world.checks.names.add(name)
+    world.checks.names[name] += 1
 
 
 def _leftover(world: World, name: str) -> None:
     """A registration and a NIC of ours without anything else."""
     world.github.register(world.scenario.config.github.targets[0], name, ("linux",))
     world.azure.nics[f"{name}-nic"] = SimNic(f"{name}-nic", None, "10.3.1.1", {"runnerpool": PREFIX})
-    world.checks.names.add(name)
+    world.checks.names[name] += 1
