@@ -89,6 +89,16 @@ def runner(state: RunnerState = RunnerState.READY, name: str = "aaaaaaaaaa", *, 
     return replace(made, **changes)
 
 
+def jobs(count: int, **changes: Any) -> list[Job]:
+    """Waiting jobs, the first the oldest."""
+    return [job(str(n), age=timedelta(seconds=100 - n), **changes) for n in range(1, count + 1)]
+
+
+def runners(state: RunnerState, count: int, **changes: Any) -> list[Runner]:
+    """The first has been in this state for longest."""
+    return [runner(state, f"{state.value[:4]}{n:06d}", age=timedelta(seconds=90 - n), **changes) for n in range(count)]
+
+
 def claimed(state: RunnerState, **changes: Any) -> Runner:
     """By the worker whose acts `Scene.act` does."""
     return runner(state, claimed_by="worker", claimed_until=NOW + CLAIM, **changes)

@@ -20,16 +20,6 @@ REPO_A, REPO_B = "repo:octo-org/a", "repo:octo-org/b"
 HOUR = timedelta(hours=1)
 
 
-def jobs(count: int, **changes: Any) -> list[Job]:
-    """Waiting jobs, the first the oldest."""
-    return [job(str(n), age=timedelta(seconds=100 - n), **changes) for n in range(1, count + 1)]
-
-
-def runners(state: RunnerState, count: int, **changes: Any) -> list[Runner]:
-    """The first has been in this state for longest."""
-    return [runner(state, f"{state.value[:4]}{n:06d}", age=timedelta(seconds=90 - n), **changes) for n in range(count)]
-
-
 # ---------------------------------------------------------------------------------------------- withdrawing
 
 
