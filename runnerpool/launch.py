@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from runnerpool.acting import Acting
@@ -19,8 +19,8 @@ S = RunnerState
 
 PUT_TIME = timedelta(minutes=2)
 """How long one PUT is tried, again and again, before a later act goes on with it."""
-PUT_HORIZON = PUT_TIME + timedelta(minutes=10)
-"""10 minutes after the last PUT left us a 404 is final."""
+PUT_HORIZON = timedelta(minutes=10)
+"""So long after the last PUT left us a 404 is final."""
 QUICK_BOOT = 180.0
 """Seconds. Where a pool boots slower, GitHub may drop the idle registration before its runner ever connects."""
 
@@ -161,42 +161,56 @@ async def _provisioning_failed(acting: Acting, runner: Runner, vm: Vm) -> None:
 async def _put(acting: Acting, runner: Runner, config: JitConfig | None) -> None:
     """Down the ladder: an offer that Azure refuses rests, and the next one is tried at once under the same name."""
     package = await _package(acting, runner)
-    data = acting.outside.user_data(acting.pool, runner.name, package, config)
+    asked = _Asked(acting, runner, acting.outside.user_data(acting.pool, runner.name, package, config))
     refusal = ""
     rung: Rung | None = Rung(runner.size, runner.zone, runner.spot)
     rest = resting(Rung(runner.size, runner.zone, runner.spot), acting.head.rests, acting.clock())
     if rest is not None:  # another act was refused it meanwhile
         refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
     while rung is not None:
-        ready = await acting.revise(runner, _on(rung, acting))
-        if ready is None:
-            return
-        runner = ready
-        spec = _spec(acting, runner, data)
         try:
-            await acting.call(lambda spec=spec: _send(acting, spec), within=PUT_TIME)  # type: ignore[misc]
+            sent = await acting.call(lambda rung=rung: asked.send(rung), within=PUT_TIME)  # type: ignore[misc]
         except NoCapacity as error:
             refusal = str(error)
             log.warning("pool %s: no capacity for %s: %s", acting.pool.name, rung, error)
             await acting.rest(*rest_after(rung, error.code, error.detail, acting.clock()))
             rung = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
         except Conflict:
-            if not await adopt(acting, runner):
+            if not await adopt(acting, asked.runner):
                 raise RetryLater(f"Azure says that a VM {runner.name} exists, and does not show it") from None
             return
         else:
-            await _accepted(acting, runner)
+            if sent:
+                await _accepted(acting, asked.runner)
             return
     await acting.fail(runner, f"no offer is left: {refusal}", refused=True)
 
 
-async def _send(acting: Acting, spec: VmSpec) -> None:
-    try:
-        await acting.outside.compute.create_vm(spec)
-    except RetryLater as error:
-        if error.uncertain:
-            acting.doubtful.add(spec.name)
-        raise
+@dataclass(slots=True)
+class _Asked:
+    """A VM that Azure is asked for until it answers; `runner` is the row as it was last written."""
+
+    acting: Acting
+    runner: Runner
+    data: str
+
+    async def send(self, rung: Rung) -> bool:
+        """One PUT. A repetition, too, is written down before it leaves, and none leaves when the row has moved on (False): the VM
+        of an earlier one that got no answer has had its job since, and may be gone already."""
+        try:
+            ready = await self.acting.revise(self.runner, _on(rung, self.acting))
+        except Conflict as error:  # the row's: Azure's own says that the VM exists
+            raise RetryLater(str(error)) from None
+        if ready is None:
+            return False
+        self.runner = ready
+        try:
+            await self.acting.outside.compute.create_vm(_spec(self.acting, ready, self.data))
+        except RetryLater as error:
+            if error.uncertain:
+                self.acting.doubtful.add(ready.name)
+            raise
+        return True
 
 
 def _on(rung: Rung, acting: Acting) -> Callable[[Runner], Runner]:

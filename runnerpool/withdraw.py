@@ -20,6 +20,8 @@ DELETE_AGAIN = timedelta(minutes=5)
 """A deletion usually takes Azure a minute or two; one that it accepted and could not finish leaves the VM where it is."""
 FRESH = timedelta(minutes=1)
 """A row that became DELETING so lately has been acted on by nobody else: another worker takes a claim over after six minutes."""
+LAST_LOOK = timedelta(seconds=30)
+"""How long Azure is asked, again and again, whether a spot VM was taken away. Then the VM is deleted all the same."""
 
 
 async def retire(acting: Acting, runner: Runner) -> None:
@@ -103,7 +105,7 @@ async def _eviction(acting: Acting, runner: Runner) -> datetime | None:
         if isinstance(word, AgentStatus):
             return word.eviction_at and min(word.eviction_at, now + NOTICE)
     try:
-        vm = await acting.outside.compute.get_vm(runner.name)
+        vm = await acting.call(lambda: acting.outside.compute.get_vm(runner.name), within=LAST_LOOK)
     except PoolError as error:
         log.warning("runner %s: whether its spot VM was taken away cannot be read: %s", runner.name, error)
         return None

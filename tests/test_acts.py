@@ -15,7 +15,7 @@ from runnerpool.acts import act
 from runnerpool.budget import LIMITS
 from runnerpool.capacity import POOL
 from runnerpool.errors import Busy, Gone, Misconfigured, NoCapacity, RetryLater
-from runnerpool.launch import PUT_HORIZON, PUT_TIME, QUICK_BOOT
+from runnerpool.launch import PUT_HORIZON, QUICK_BOOT
 from runnerpool.model import Head, Runner, RunnerState
 from runnerpool.ports import Registration, Vm, VmState
 from tests.made_rows import MINUTE, NOW, ORG, claimed, clock, config, later, pool, virtual
@@ -215,7 +215,22 @@ async def test_no_put_leaves_later_than_its_row_says() -> None:
     scene.azure.step = lambda: sent.append(clock())
     row = (await scene.act(claimed(S.REQUESTED, **WANTED), time=timedelta(hours=1)))[NAME]
     assert row.put_until is not None
-    assert row.put_until - max(sent) >= PUT_HORIZON - PUT_TIME
+    assert row.put_until - max(sent) >= PUT_HORIZON
+
+
+@virtual
+async def test_no_put_leaves_once_its_row_has_moved_on() -> None:
+    scene = Scene()
+    scene.azure.fails("create_vm", RetryLater("no answer", after=timedelta(seconds=10), uncertain=True), applied=True)
+
+    async def in_the_meantime() -> None:
+        """The VM of the first PUT has its job, and is gone before the second one is due."""
+        await asyncio.sleep(5)
+        await scene.ledger.revise_runner(await scene.only(), lambda row: row.move(S.BUSY, clock(), "runs job 1"))
+        scene.azure.vms.clear()
+
+    await asyncio.gather(scene.act(claimed(S.REQUESTED, **WANTED)), in_the_meantime())
+    assert ((await scene.only()).state, scene.azure.count("create_vm")) == (S.BUSY, 1)
 
 
 @pytest.mark.parametrize(

@@ -249,13 +249,19 @@ async def test_a_spot_vm_is_asked_for_its_notice_before_it_is_deleted(
     assert (after.eviction_at, after.delete_accepted_at) == (at, NOW)
 
 
+@pytest.mark.parametrize(("failures", "seen"), [(1, True), (99, False)])
 @virtual
-async def test_azure_that_cannot_be_asked_keeps_no_vm_from_being_deleted() -> None:
+async def test_azure_that_cannot_be_asked_at_once_is_asked_again_and_then_keeps_no_vm_from_being_deleted(
+    failures: int, seen: bool
+) -> None:
     scene = Scene()
     scene.crew.words[NAME] = AgentTrouble.SILENT
-    scene.azure.fails("get_vm", RetryLater("500"))
-    row = (await scene.act(claimed(S.DELETING, **ENDED)))[NAME]
-    assert (row.eviction_at, row.delete_accepted_at) == (None, NOW)
+    await scene.hold(claimed(S.DELETING, **ENDED))
+    scene.azure.vms.clear()
+    scene.azure.fails("get_vm", *[RetryLater("500")] * failures)
+    await act(scene.acting(), list((await scene.runners()).values()), [])
+    after = await scene.only()
+    assert (after.eviction_at is not None, after.delete_accepted_at is not None) == (seen, True)
 
 
 @virtual

@@ -22,6 +22,8 @@ ONCE_FAILED = {
     32475: "not the code, the reckoning: warm VMs for which Azure had no room were asked for again after their offer had rested",
     80160: "not the code, the reckoning: 58 jobs were given to VMs with more labels, and those made for them ended idle",
     80392: "not the code, the reckoning: a PUT that was late made a spot VM anew, seconds after it was taken with its job",
+    80852: "a PUT was repeated after the VM of the first one, which got no answer, had done its job and was gone",
+    81040: "not the code, the reckoning: Azure answered nobody for 14 minutes, in which a spot VM was taken and its job failed",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 

@@ -13,7 +13,7 @@ from runnerpool.model import RunnerState
 from runnerpool.ports import VmState
 from tests.sim.checks import OURS
 from tests.sim.loop import EPOCH
-from tests.sim.scenario import HOUR, PREFIX, warm_wanted
+from tests.sim.scenario import HOUR, MINUTE, PREFIX, warm_wanted
 
 if TYPE_CHECKING:
     from runnerpool.config import PoolConfig
@@ -126,7 +126,8 @@ def _in_vain(world: World, job: SimJob) -> float:
 def _owed_a_run(world: World) -> Iterable[SimJob]:
     """The jobs that spot VMs took with them, where every pool runs such jobs again, and that nobody ran again.
 
-    Not where a PUT that was long on its way made the VM anew: the one with the job was gone for seconds, and nobody saw it.
+    Not where nobody could see that the VM was gone before it was to be deleted: where a PUT that was long on its way made it
+    anew at once, or where Azure did not answer as the job came to its end.
     """
     if not all(pool.rerun_evicted for pool in world.scenario.config.pools):
         return
@@ -136,8 +137,14 @@ def _owed_a_run(world: World) -> Iterable[SimJob]:
         if machine is None or not machine.taken or not job.lost or job.plan.cancelled_after is not None:
             continue
         again = runs[job.plan.run_id] > 1 or job.plan.job_id in world.github.rerun
-        if not again and world.checks.names[machine.name] == 1:
+        if not again and world.checks.names[machine.name] == 1 and not _ended_unseen(world, job):
             yield job
+
+
+def _ended_unseen(world: World, job: SimJob) -> bool:
+    ended = ((job.completed_at or world.now()) - EPOCH).total_seconds()
+    outages = world.faults.windows["azure down"] + world.faults.windows["azure silent"]
+    return any(start < ended + 2 * MINUTE and ended < end for start, end in outages)
 
 
 def reckoning(world: World) -> Iterable[tuple[int, str]]:
