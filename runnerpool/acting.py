@@ -17,7 +17,7 @@ from typing import TypeVar
 from runnerpool.capacity import POOL, TARGET_REST, TROUBLE_REST, resting_targets, target_key
 from runnerpool.config import PoolConfig
 from runnerpool.decide import rest_pool
-from runnerpool.errors import Misconfigured, RetryLater
+from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.ledger import Ledger
 from runnerpool.model import Head, Rest, Runner, RunnerState, Target
 from runnerpool.ports import Agents, Compute, GitHub, JitConfig, Registration, RunnerPackage
@@ -69,6 +69,8 @@ class Acting:
     head: Head
     lists: dict[Target, dict[str, Registration]] = field(default_factory=dict)
     """Whole runner lists, read during this pass with this pass's credential, by runner name."""
+    no_packages: dict[tuple[str, str], PoolError] = field(default_factory=dict)
+    """What GitHub answered in this pass instead of a runner release, by system and architecture."""
     purse: dict[str, int] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
     """Runners of which a PUT of this pass got no answer: it may still arrive, whatever a later one was answered."""
@@ -81,19 +83,27 @@ class Acting:
         return await attempt(call, clock=self.clock, deadline=now + min(within, self.deadline - now))
 
     async def write_github(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A write to GitHub that may be repeated. Each attempt takes a token: one that failed has cost its points, too."""
-        return await self._paid("github-writes", call)
+        """A write to GitHub that may be repeated."""
+        return await self.paid("github-writes", call)
 
     async def ask_github(self, call: Callable[[], Awaitable[T]]) -> T:
         """A read that no write is waiting for, out of a budget of its own: however many passes a minute have how many questions."""
-        return await self._paid("github-reads", call)
+        return await self.paid("github-reads", call)
 
-    async def _paid(self, scope: str, call: Callable[[], Awaitable[T]]) -> T:
-        async def paid() -> T:
-            await self.token(scope)
+    async def paid(
+        self, scope: str, call: Callable[[], Awaitable[T]], *, within: timedelta = timedelta.max, prepaid: bool = False
+    ) -> T:
+        """As `call`; each attempt takes a token: the services count those that fail, too. `prepaid`: the first one's is taken."""
+        taken = prepaid
+
+        async def once() -> T:
+            nonlocal taken
+            if not taken:
+                await self.token(scope)
+            taken = False
             return await call()
 
-        return await self.call(paid)
+        return await self.call(once, within=within)
 
     async def revise(self, runner: Runner, change: Callable[[Runner], Runner]) -> Runner | None:
         """Applies `change` while the row is claimed by this worker. None: it no longer is, and the act must end."""
@@ -160,6 +170,10 @@ class Acting:
                 self.purse[scope] -= 1
         finally:
             self._wanted[scope] -= 1
+
+    def alone(self, question: str) -> asyncio.Lock:
+        """Held by the one act of this pass that asks: what it hears is for all of them."""
+        return self._locks[question]
 
     async def runner_list(self, target: Target) -> dict[str, Registration]:
         """The scope's whole runner list, read once a pass: what confirms a 404."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from runnerpool.acting import Acting
 from runnerpool.capacity import Rung, architecture, is_capacity, next_rung, rest_after, resting
-from runnerpool.errors import Conflict, Misconfigured, NoCapacity, RetryLater
+from runnerpool.errors import Conflict, Misconfigured, NoCapacity, PoolError, RetryLater
 from runnerpool.model import Runner, RunnerState
 from runnerpool.ports import JitConfig, Registration, RunnerPackage, Vm, VmSpec, VmState
 from runnerpool.register import mint, target_of
@@ -62,17 +62,18 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     if claimed is None:
         return
     config: JitConfig | None = None
-    if born:
-        try:
-            ready, config = await _register(acting, claimed, left)
-        except Misconfigured as error:
-            await _refused(acting, claimed, error, sure=True)
-            return
-        if ready is None:
-            return
-        claimed = ready
     try:
-        await _put(acting, claimed, config)
+        package = await _package(acting, claimed)  # first: without it a registration would be minted in vain
+        if born:
+            try:
+                ready, config = await _register(acting, claimed, left)
+            except Misconfigured as error:
+                await _refused(acting, claimed, error, sure=True)
+                return
+            if ready is None:
+                return
+            claimed = ready
+        await _put(acting, claimed, package, config)
     except Misconfigured as error:
         await acting.rest_whole_pool(str(error))
         await acting.fail(claimed, str(error), refused=True)
@@ -158,23 +159,22 @@ async def _provisioning_failed(acting: Acting, runner: Runner, vm: Vm) -> None:
     await acting.fail(runner, f"Azure could not provision it: {vm.error_code} {vm.error}")
 
 
-async def _put(acting: Acting, runner: Runner, config: JitConfig | None) -> None:
+async def _put(acting: Acting, runner: Runner, package: RunnerPackage, config: JitConfig | None) -> None:
     """Down the ladder: an offer that Azure refuses rests, and the next one is tried at once under the same name."""
-    package = await _package(acting, runner)
     asked = _Asked(acting, runner, acting.outside.user_data(acting.pool, runner.name, package, config))
-    refusal = ""
+    refusal, first = "", True
     rung: Rung | None = Rung(runner.size, runner.zone, runner.spot)
     rest = resting(Rung(runner.size, runner.zone, runner.spot), acting.head.rests, acting.clock())
     if rest is not None:  # another act was refused it meanwhile
         refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
     while rung is not None:
         try:
-            sent = await acting.call(lambda rung=rung: asked.send(rung), within=PUT_TIME)  # type: ignore[misc]
+            sent = await asked.until_answered(rung, prepaid=first)
         except NoCapacity as error:
             refusal = str(error)
             log.warning("pool %s: no capacity for %s: %s", acting.pool.name, rung, error)
             await acting.rest(*rest_after(rung, error.code, error.detail, acting.clock()))
-            rung = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
+            rung, first = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular)), False
         except Conflict:
             if not await adopt(acting, asked.runner):
                 raise RetryLater(f"Azure says that a VM {runner.name} exists, and does not show it") from None
@@ -194,7 +194,11 @@ class _Asked:
     runner: Runner
     data: str
 
-    async def send(self, rung: Rung) -> bool:
+    async def until_answered(self, rung: Rung, *, prepaid: bool) -> bool:
+        """PUTs, the first of them for a token that the caller has taken. False: the row is no longer ours to make a VM for."""
+        return await self.acting.paid("arm-writes", lambda: self._send(rung), within=PUT_TIME, prepaid=prepaid)
+
+    async def _send(self, rung: Rung) -> bool:
         """One PUT. A repetition, too, is written down before it leaves, and none leaves when the row has moved on (False): the VM
         of an earlier one that got no answer has had its job since, and may be gone already."""
         try:
@@ -235,13 +239,20 @@ async def _accepted(acting: Acting, runner: Runner, *, others: bool = False) -> 
     await acting.ledger.revise_runner(runner, booting)
 
 
-async def _package(acting: Acting, runner: Runner) -> RunnerPackage | None:
+async def _package(acting: Acting, runner: Runner) -> RunnerPackage:
     """The runner that the bootstrap downloads where the image has none: GitHub's own choice, or the pinned version."""
     system, arch = ("win" if acting.pool.vm.os == "windows" else "linux"), architecture(runner.size)
-    asked_at, offered = acting.outside.packages.get((system, arch), (None, None))
-    if offered is None or asked_at is None or acting.clock() - asked_at > PACKAGE_AGE:
-        offered = await _offered(acting, runner, system, arch)
-        acting.outside.packages[system, arch] = (acting.clock(), offered)
+    async with acting.alone(f"runner package for {system} on {arch}"):
+        asked_at, offered = acting.outside.packages.get((system, arch), (None, None))
+        if offered is None or asked_at is None or acting.clock() - asked_at > PACKAGE_AGE:
+            if (refusal := acting.no_packages.get((system, arch))) is not None:
+                raise refusal
+            try:
+                offered = await _offered(acting, runner, system, arch)
+            except PoolError as error:
+                acting.no_packages[system, arch] = error
+                raise
+            acting.outside.packages[system, arch] = (acting.clock(), offered)
     pinned = acting.pool.vm.runner_version
     if pinned in ("auto", offered.version):
         return offered
@@ -255,11 +266,11 @@ async def _offered(acting: Acting, runner: Runner, system: str, arch: str) -> Ru
     *others, last = dict.fromkeys([*first, outside.anchor, *outside.others])
     for target in others:
         try:
-            return await acting.call(lambda target=target: outside.github.runner_package(target, system, arch))  # type: ignore[misc]
+            return await acting.ask_github(lambda target=target: outside.github.runner_package(target, system, arch))  # type: ignore[misc]
         except Misconfigured as error:
             if error.area != "auth" or error.everywhere:
                 raise
-    return await acting.call(lambda: outside.github.runner_package(last, system, arch))
+    return await acting.ask_github(lambda: outside.github.runner_package(last, system, arch))
 
 
 def _spec(acting: Acting, runner: Runner, data: str) -> VmSpec:

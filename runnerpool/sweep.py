@@ -131,7 +131,9 @@ class Sweep:
                 await self.ledger.put_app_row(f"pool:{row.pool}", {"since": now.isoformat()})  # so that the next pass plans it
             if row is not None and await self.ledger.adopt(row):
                 log.warning("VM %s has our tag and no row: adopted, to be withdrawn", vm.name)
-        for nic in orphaned_nics(gathered.nics or [], gathered.vms, known, self.prefix)[:AT_ONCE]:
+        nics = orphaned_nics(gathered.nics or [], gathered.vms, known, self.prefix)
+        granted = await self.ledger.take("arm-deletes", min(len(nics), AT_ONCE), now) if nics else 0
+        for nic in nics[:granted]:
             await self._delete_nic(nic)
         found = orphaned_registrations(gathered.registrations, gathered.vms, known, pools, self.prefix)
         granted = await self.ledger.take("github-writes", min(len(found), AT_ONCE), now) if found else 0

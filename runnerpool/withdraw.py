@@ -77,7 +77,7 @@ async def delete(acting: Acting, runner: Runner) -> None:
     """Deletes the VM by name. Rule 1 was met when the row became DELETING, and that state has no way back."""
     await acting.token("arm-deletes")
     eviction_at = await _eviction(acting, runner)
-    await acting.call(lambda: acting.outside.compute.delete_vm(runner.name))
+    await acting.paid("arm-deletes", lambda: acting.outside.compute.delete_vm(runner.name), prepaid=True)
     now = acting.clock()
 
     def accepted(row: Runner) -> Runner:

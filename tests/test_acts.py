@@ -149,8 +149,8 @@ class Left:
         ("hub", "mint", [UNSURE], Left(S.CREATING, minted=True, put_off=True)),
         ("hub", "mint", [Misconfigured("no such group", area="setup")], Left(S.FAILED, minted=False)),
         ("hub", "mint", [Gone("404")], Left(S.CREATING, minted=True, put_off=True)),
-        ("hub", "package", [Misconfigured("no such version", area="setup")], Left(S.FAILED, minted=True, github_id=True)),
-        ("hub", "package", [RetryLater("502", after=MINUTE)], Left(S.CREATING, minted=True, github_id=True, put_off=True)),
+        ("hub", "package", [Misconfigured("no such version", area="setup")], Left(S.FAILED, minted=True)),
+        ("hub", "package", [RetryLater("502", after=MINUTE)], Left(S.CREATING, minted=True, put_off=True)),
         ("azure", "create_vm", [RetryLater("429")], Left(S.BOOTING, minted=True, github_id=True)),
         (
             "azure",
@@ -216,6 +216,31 @@ async def test_no_put_leaves_later_than_its_row_says() -> None:
     row = (await scene.act(claimed(S.REQUESTED, **WANTED), time=timedelta(hours=1)))[NAME]
     assert row.put_until is not None
     assert row.put_until - max(sent) >= PUT_HORIZON
+
+
+@virtual
+async def test_one_act_of_a_pass_asks_for_the_runner_package_and_registers_nobody_where_there_is_none() -> None:
+    scene = Scene()
+    scene.hub.fails("package", *[RetryLater("503")] * 99)
+    rows = [claimed(S.REQUESTED, name=str(n) * 10, **WANTED) for n in range(6)]
+    after = (await scene.act(*rows)).values()
+    assert {(row.state, row.reason, row.github_id) for row in after} == {(S.CREATING, "503", None)}
+    assert (scene.hub.count("package"), scene.hub.count("mint")) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "scope", "state"),
+    [("azure", "create_vm", "arm-writes", S.REQUESTED), ("azure", "delete_vm", "arm-deletes", S.DELETING)],
+)
+@virtual
+async def test_each_attempt_at_a_write_to_azure_takes_a_token(service: str, method: str, scope: str, state: RunnerState) -> None:
+    scene = Scene()
+    await scene.ledger.take(scope, int(LIMITS[scope].capacity), NOW)
+    getattr(scene, service).fails(method, *[RetryLater("503")] * 3)
+    await scene.act(claimed(state, **WANTED))
+    assert scene.azure.count(method) == 4
+    refilled = (clock() - NOW).total_seconds() * LIMITS[scope].per_second
+    assert await scene.ledger.take(scope, 1000, clock()) == int(refilled - 4)
 
 
 @virtual

@@ -24,6 +24,8 @@ ONCE_FAILED = {
     80392: "not the code, the reckoning: a PUT that was late made a spot VM anew, seconds after it was taken with its job",
     80852: "a PUT was repeated after the VM of the first one, which got no answer, had done its job and was gone",
     81040: "not the code, the reckoning: Azure answered nobody for 14 minutes, in which a spot VM was taken and its job failed",
+    81211: "Azure answered 503, and each attempt at a deletion but the first went without a token: its bucket ran empty",
+    81582: "GitHub refused to say which runner to download, and each of sixty VMs to be made asked it five times",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 
