@@ -83,8 +83,9 @@ async def delete(acting: Acting, runner: Runner) -> None:
     def accepted(row: Runner) -> Runner:
         row = replace(row, claimed_by=None, claimed_until=None, eviction_at=row.eviction_at or eviction_at)
         if row.put_until is not None and now < row.put_until:
-            # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on.
-            return replace(row, not_before=row.put_until)
+            # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on. Counted as an
+            # attempt, since from here on it is our doing where the VM is gone.
+            return replace(row, not_before=row.put_until, attempts=row.attempts + 1)
         return replace(row, delete_accepted_at=row.delete_accepted_at or now, not_before=now + DELETE_AGAIN)
 
     await acting.ledger.revise_runner(runner, accepted)

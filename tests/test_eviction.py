@@ -249,6 +249,21 @@ async def test_a_spot_vm_is_asked_for_its_notice_before_it_is_deleted(
     assert (after.eviction_at, after.delete_accepted_at) == (at, NOW)
 
 
+@virtual
+async def test_a_vm_that_our_own_first_deletion_took_was_not_evicted() -> None:
+    scene = Scene()
+    scene.crew.words[NAME] = AgentTrouble.SILENT
+    await scene.hold(claimed(S.DELETING, **ENDED, accepted_at=NOW - MINUTE, put_until=NOW + timedelta(seconds=20)))
+    await act(scene.acting(), [await scene.only()], [])
+    assert NAME not in scene.azure.vms
+    await later(seconds=30)
+    row = await scene.ledger.revise_runner(await scene.only(), lambda row: replace(row, claimed_by="worker"))
+    assert row is not None
+    await act(scene.acting(), [row], [])
+    after = await scene.only()
+    assert (after.eviction_at, after.delete_accepted_at) == (None, clock())
+
+
 @pytest.mark.parametrize(("failures", "seen"), [(1, True), (99, False)])
 @virtual
 async def test_azure_that_cannot_be_asked_at_once_is_asked_again_and_then_keeps_no_vm_from_being_deleted(

@@ -26,6 +26,7 @@ ONCE_FAILED = {
     81040: "not the code, the reckoning: Azure answered nobody for 14 minutes, in which a spot VM was taken and its job failed",
     81211: "Azure answered 503, and each attempt at a deletion but the first went without a token: its bucket ran empty",
     81582: "GitHub refused to say which runner to download, and each of sixty VMs to be made asked it five times",
+    82796: "a spot VM was deleted twice, since a PUT was doubtful: that the first deletion had taken it passed for an eviction",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 
