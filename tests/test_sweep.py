@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from runnerpool.budget import LIMITS
 from runnerpool.gather import Gathered
 from runnerpool.model import RunnerState
 from runnerpool.ports import AgentPhase, Nic, Registration, Vm, VmState
 from runnerpool.sweep import GRACE, adopted, orphaned_nics, orphaned_registrations, orphaned_vms
-from tests.made_rows import MINUTE, NOW, ORG, fact, job, later, runner, status, virtual
+from tests.made_rows import MINUTE, NOW, ORG, clock, fact, job, later, runner, status, virtual
 from tests.memory_table import Request
 from tests.stand_ins import Scene
 
@@ -130,6 +131,18 @@ async def test_left_behind_nics_and_registrations_go_and_look_alikes_stay() -> N
     await scene.reconcile()
     assert list(scene.azure.nics) == ["hw-linux-printer-nic"]
     assert list(scene.hub.registered[ORG]) == ["hw-linux-laptop"]
+
+
+@virtual
+async def test_nics_left_behind_go_as_far_as_the_budget_of_deletions_allows() -> None:
+    scene = Scene()
+    scene.azure.nics = {name: Nic(name, None, "10.0.0.9", TAGS) for name in (f"hw-linux-{n:010d}-nic" for n in range(5))}
+    await scene.ledger.take("arm-deletes", int(LIMITS["arm-deletes"].capacity) - 2, clock())
+    await scene.reconcile()
+    assert len(scene.azure.nics) == 3
+    await later(seconds=30)
+    await scene.reconcile()
+    assert not scene.azure.nics
 
 
 @virtual

@@ -1,7 +1,8 @@
 """Many seeds on all cores: `python -m tests.sim.soak --seeds N --from K`.
 
 Before the last line stands how often each fault was met. That line is `N seeds, V violations, J jobs`; the exit status is 1 when
-V is not 0. A seed replays exactly when it is run again.
+V is not 0. A seed replays exactly when it is run again on the same version of Python: 3.11 and 3.13 take up equal work in
+another order, and some days go differently.
 """
 
 from __future__ import annotations
