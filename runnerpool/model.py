@@ -274,6 +274,7 @@ class Runner:
     exited_at: datetime | None = None  # its agent said that the runner program has ended after a job
     completed_job: str | None = None  # the job whose completed fact named this runner
     basis: Basis | None = None  # why it may be deleted; set with DELETING
+    looked_at: datetime | None = None  # when it was last seen whether Azure took it: written BEFORE its first DELETE leaves
     delete_accepted_at: datetime | None = None  # Azure accepted the deletion: it counts against no maximum any more
     # -- what the last polls said, written only when it changes
     silent_since: datetime | None = None

@@ -19,7 +19,7 @@ from runnerpool.launch import RUNNER_ID_TAG
 from runnerpool.ledger import Ledger
 from runnerpool.model import Runner, RunnerState, Target
 from runnerpool.ports import Network, Nic, Registration, Removal, Vm, VmState
-from runnerpool.retry import Clock, attempt
+from runnerpool.retry import Clock
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def adopted(now: datetime, vm: Vm, pool: str, gathered: Gathered, targets: Seque
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """Acts on what one pass gathered. A service that fails here is tried again by the next pass."""
+    """Acts on what one pass gathered. A service that fails here is tried again by the next pass, not by this one: each call has
+    its token."""
 
     ledger: Ledger
     outside: Outside
@@ -147,7 +148,7 @@ class Sweep:
         if self.clock() >= self.deadline:
             return
         try:
-            await attempt(lambda: self.network.delete_nic(nic.name), clock=self.clock, deadline=self.deadline)
+            await self.network.delete_nic(nic.name)
             log.warning("NIC %s was left behind by its VM: deleted", nic.name)
         except PoolError as error:
             log.warning("NIC %s was left behind by its VM and could not be deleted: %s", nic.name, error)
@@ -156,9 +157,7 @@ class Sweep:
         if self.clock() >= self.deadline:
             return
         try:
-            removal = await attempt(
-                lambda: self.outside.github.remove_runner(target, registration.runner_id), clock=self.clock, deadline=self.deadline
-            )
+            removal = await self.outside.github.remove_runner(target, registration.runner_id)
             log.warning("registration %s at %s had neither VM nor row: %s", registration.name, target, removal)
             if removal is Removal.BUSY:
                 log.warning("registration %s runs a job on a VM that is gone; GitHub will notice", registration.name)

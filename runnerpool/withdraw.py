@@ -18,8 +18,6 @@ S = RunnerState
 
 DELETE_AGAIN = timedelta(minutes=5)
 """A deletion usually takes Azure a minute or two; one that it accepted and could not finish leaves the VM where it is."""
-FRESH = timedelta(minutes=1)
-"""A row that became DELETING so lately has been acted on by nobody else: another worker takes a claim over after six minutes."""
 LAST_LOOK = timedelta(seconds=30)
 """How long Azure is asked, again and again, whether a spot VM was taken away. Then the VM is deleted all the same."""
 
@@ -76,31 +74,40 @@ def _busy(row: Runner, acting: Acting) -> Runner | None:
 async def delete(acting: Acting, runner: Runner) -> None:
     """Deletes the VM by name. Rule 1 was met when the row became DELETING, and that state has no way back."""
     await acting.token("arm-deletes")
-    eviction_at = await _eviction(acting, runner)
+    looked = await _last_look(acting, runner)
+    if looked is None:
+        return
     await acting.paid("arm-deletes", lambda: acting.outside.compute.delete_vm(runner.name), prepaid=True)
     now = acting.clock()
 
     def accepted(row: Runner) -> Runner:
-        row = replace(row, claimed_by=None, claimed_until=None, eviction_at=row.eviction_at or eviction_at)
+        row = replace(row, claimed_by=None, claimed_until=None)
         if row.put_until is not None and now < row.put_until:
-            # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on. Counted as an
-            # attempt, since from here on it is our doing where the VM is gone.
-            return replace(row, not_before=row.put_until, attempts=row.attempts + 1)
+            # Azure answers the same where it knows no such VM: one that a late PUT may still bring counts on.
+            return replace(row, not_before=row.put_until)
         return replace(row, delete_accepted_at=row.delete_accepted_at or now, not_before=now + DELETE_AGAIN)
 
-    await acting.ledger.revise_runner(runner, accepted)
+    await acting.ledger.revise_runner(looked, accepted)
+
+
+async def _last_look(acting: Acting, runner: Runner) -> Runner | None:
+    """The row once it says whether Azure took a spot VM whose job has ended; None where another worker has the row by now.
+
+    Written before the first DELETE leaves: from then on it is our doing where the VM is gone, whatever becomes of the answer.
+    """
+    if not runner.spot or runner.completed_job is None or runner.eviction_at is not None or runner.looked_at is not None:
+        return runner
+    eviction_at, now = await _eviction(acting, runner), acting.clock()
+    return await acting.revise(runner, lambda row: replace(row, looked_at=now, eviction_at=row.eviction_at or eviction_at))
 
 
 async def _eviction(acting: Acting, runner: Runner) -> datetime | None:
-    """When Azure takes a spot VM away, or took it, whose job has just ended; None where nothing shows that.
+    """When Azure takes a spot VM away, or took it, whose job has ended; None where nothing shows that.
 
     A runner may report its job as failed within the 30 s of notice, before any poll has read the notice. This is the last
     moment to tell that from an ordinary failure: the agent has read it, or the VM is on its way out before we asked for that.
     """
     now = acting.clock()
-    ended = runner.spot and runner.completed_job is not None and runner.eviction_at is None
-    if not ended or runner.attempts or now - runner.since > FRESH:
-        return None
     if runner.address is not None:
         word = await acting.outside.agents.status(runner.name, runner.address)
         if isinstance(word, AgentStatus):

@@ -90,6 +90,7 @@ RUNNER = Runner(
     busy_job="1",
     completed_job="1",
     basis=Basis.COMPLETED,
+    looked_at=NOW,
     delete_accepted_at=NOW,
     silent_since=NOW,
     running_at=NOW,

@@ -14,7 +14,6 @@ from runnerpool.eviction import TAKEN, TAKEN_KEPT, lost, lost_elsewhere, remembe
 from runnerpool.lifecycle import NOTICE, Seen, advance, serves
 from runnerpool.model import Head, Job, Runner, RunnerState, Snapshot
 from runnerpool.ports import AgentPhase, AgentTrouble, JobReport, Vm, VmState
-from runnerpool.withdraw import FRESH
 from tests.evicted import FAILED, NAME, RAN, SPOT, spot
 from tests.made_rows import (
     MINUTE,
@@ -31,6 +30,7 @@ from tests.made_rows import (
     status,
     virtual,
 )
+from tests.memory_table import Request
 from tests.stand_ins import Scene
 
 S = RunnerState
@@ -228,8 +228,8 @@ UNWARNED = replace(WARNED, eviction_at=None)
         ({}, AgentTrouble.SILENT, VmState.DELETING, NOW),  # on its way out, and not by our doing
         ({}, AgentTrouble.SILENT, None, NOW),
         ({"address": None}, WARNED, None, NOW),
-        ({"attempts": 1}, AgentTrouble.SILENT, None, None),  # our own first try may have done it
-        ({"age": FRESH + MINUTE}, AgentTrouble.SILENT, None, None),  # or that of a worker that died
+        ({"attempts": 1, "age": 10 * MINUTE}, AgentTrouble.SILENT, None, NOW),  # none of our tries came as far as Azure
+        ({"looked_at": NOW - MINUTE}, AgentTrouble.SILENT, None, None),  # our own deletion may have done it
         ({"spot": False}, WARNED, None, None),
         ({"completed_job": None}, WARNED, None, None),
         ({"eviction_at": NOW - MINUTE}, WARNED, None, NOW - MINUTE),
@@ -249,19 +249,47 @@ async def test_a_spot_vm_is_asked_for_its_notice_before_it_is_deleted(
     assert (after.eviction_at, after.delete_accepted_at) == (at, NOW)
 
 
-@virtual
-async def test_a_vm_that_our_own_first_deletion_took_was_not_evicted() -> None:
-    scene = Scene()
-    scene.crew.words[NAME] = AgentTrouble.SILENT
-    await scene.hold(claimed(S.DELETING, **ENDED, accepted_at=NOW - MINUTE, put_until=NOW + timedelta(seconds=20)))
-    await act(scene.acting(), [await scene.only()], [])
-    assert NAME not in scene.azure.vms
+async def delete_anew(scene: Scene) -> Runner:
+    """The next attempt, by a worker that has claimed the row anew; the row after it."""
     await later(seconds=30)
     row = await scene.ledger.revise_runner(await scene.only(), lambda row: replace(row, claimed_by="worker"))
     assert row is not None
     await act(scene.acting(), [row], [])
-    after = await scene.only()
+    return await scene.only()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["a PUT in doubt", "its answer lost"])
+@virtual
+async def test_a_vm_that_our_own_first_deletion_took_was_not_evicted(lost: bool) -> None:
+    scene = Scene()
+    scene.crew.words[NAME] = AgentTrouble.SILENT
+    doubt = {} if lost else {"accepted_at": NOW - MINUTE, "put_until": NOW + timedelta(seconds=20)}
+    await scene.hold(claimed(S.DELETING, **ENDED, **doubt))
+    if lost:
+        scene.azure.fails("delete_vm", RetryLater("no answer", after=MINUTE), applied=True)
+    await act(scene.acting(), [await scene.only()], [])
+    assert NAME not in scene.azure.vms
+    after = await delete_anew(scene)
     assert (after.eviction_at, after.delete_accepted_at) == (None, clock())
+
+
+@virtual
+async def test_a_vm_that_azure_took_counts_as_evicted_also_where_our_first_attempt_at_its_deletion_came_to_nothing() -> None:
+    scene = Scene()
+    scene.crew.words[NAME] = AgentTrouble.SILENT
+    await scene.hold(claimed(S.DELETING, **ENDED))
+    scene.azure.vms.clear()
+
+    async def no_tokens(request: Request) -> None:
+        if request.key.startswith("budget:"):
+            raise RetryLater("storage answers 503")
+
+    works, scene.table.before = scene.table.before, no_tokens
+    await act(scene.acting(), [await scene.only()], [])
+    assert ((await scene.only()).attempts, scene.azure.count("delete_vm")) == (1, 0)
+    scene.table.before = works
+    after = await delete_anew(scene)
+    assert (after.eviction_at, after.delete_accepted_at) == (clock(), clock())
 
 
 @pytest.mark.parametrize(("failures", "seen"), [(1, True), (99, False)])

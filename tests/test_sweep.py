@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runnerpool.budget import LIMITS
+from runnerpool.errors import RetryLater
 from runnerpool.gather import Gathered
 from runnerpool.model import RunnerState
 from runnerpool.ports import AgentPhase, Nic, Registration, Vm, VmState
@@ -143,6 +144,18 @@ async def test_nics_left_behind_go_as_far_as_the_budget_of_deletions_allows() ->
     await later(seconds=30)
     await scene.reconcile()
     assert not scene.azure.nics
+
+
+@virtual
+async def test_a_deletion_that_fails_is_repeated_by_the_next_pass_out_of_its_budget() -> None:
+    scene = Scene()
+    scene.azure.nics = {f"{ORPHAN}-nic": Nic(f"{ORPHAN}-nic", None, "10.0.0.9", TAGS)}
+    scene.azure.fails("delete_nic", RetryLater("503"))
+    await scene.reconcile()
+    assert (scene.azure.count("delete_nic"), len(scene.azure.nics)) == (1, 1)
+    await later(seconds=30)
+    await scene.reconcile()
+    assert (scene.azure.count("delete_nic"), len(scene.azure.nics)) == (2, 0)
 
 
 @virtual
