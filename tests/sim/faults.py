@@ -93,9 +93,10 @@ OUTAGES: dict[str, tuple[str, ...]] = {
 """What lasts for a while: up to two windows a day of up to 40 minutes each, half of them where the work is."""
 KEEPS_VMS = (
     *("github down", "github silent", "credential refused", "permission lost", "primary limit"),
-    *("azure down", "azure silent", "keys rotated wrongly", "storage down"),
+    *("azure down", "azure silent", "keys rotated wrongly", "storage down", "version refused"),
 )
-"""The outages in which no idle VM can go: nothing is known of it, or nobody can be asked, or nobody deletes it."""
+"""The outages in which no idle VM can go: nothing is known of it, nobody can be asked, or nobody deletes it. And the one in
+which none gets a job, since GitHub refuses the runner's version: each waiting job has its VMs in vain then, by design."""
 
 FAMILIES = tuple(MOST)
 NAMES = frozenset(name for kinds in (*MOST.values(), *OUTAGES.values()) for name in kinds)
@@ -157,7 +158,7 @@ class Faults:
         return True
 
     def tied(self, start: float, end: float) -> float:
-        """For how many of these seconds an outage kept VMs from going."""
+        """For how many of these seconds an outage kept VMs from going, or from being of use."""
         spans = sorted(span for kind in KEEPS_VMS for span in self.windows[kind])
         seconds = 0.0
         for span in spans:

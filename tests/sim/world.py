@@ -108,7 +108,7 @@ class World:
         return self.scenario.boot[pool] * self.life.uniform(0.8, 1.3)
 
     def vm_hours(self) -> float:
-        """Without the time in which an outage kept them."""
+        """Without the time in which an outage kept them, or kept jobs from them."""
         alive = [(vm.made, self.loop.time()) for vm in self.azure.vms.values() if vm.machine is not None]
         return sum(end - made - self.faults.tied(made, end) for made, end in [*self.azure.lives, *alive]) / 3600
 
