@@ -24,10 +24,10 @@ AGAIN = timedelta(minutes=5)
 """GitHub re-runs no job of a run of which another job is still running, so it is asked until it does."""
 PATIENCE = timedelta(hours=24)
 """How long after the job's end GitHub is asked to re-run it."""
-TAKEN_KEPT = timedelta(hours=2)
-"""How long the name of a spot VM outlives its row. GitHub gives up a job some 10 minutes after its runner went silent, and a
-delivery that failed is asked for again every 5 minutes."""
-TAKEN = 50
+TAKEN_KEPT = PATIENCE
+"""How long the name of a spot VM outlives its row: a delivery that names it comes as late as our webhook is out of reach, and
+after that nothing is run again."""
+TAKEN = 100
 """Names kept at most: the head of a pool is read and written often, and must stay small."""
 
 

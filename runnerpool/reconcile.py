@@ -186,12 +186,12 @@ class Reconcile:
             return replace(cursor, at=now, again=False).document() if isinstance(error, Misconfigured) else document
         for delivery in redelivery.lapsing(now, failed, cursor):
             log.warning("delivery %s was never taken, and GitHub drops it soon: if its job waits, run it again", delivery.guid)
-        wanted = redelivery.choose(failed, cursor) if self.clock() < deadline else []
+        wanted = redelivery.choose(now, failed, cursor) if self.clock() < deadline else []
         granted = await self.ledger.take("github-writes", len(wanted), now)
-        asked = await self._ask_again(wanted[:granted], cursor.tries, deadline)
+        asked = await self._ask_again(wanted[:granted], cursor, deadline)
         return redelivery.after(now, failed, cursor, asked).document()
 
-    async def _ask_again(self, wanted: Sequence[Delivery], tries: Mapping[str, int], deadline: datetime) -> list[Delivery]:
+    async def _ask_again(self, wanted: Sequence[Delivery], cursor: redelivery.Cursor, deadline: datetime) -> list[Delivery]:
         """Those that were asked for: each counts, whatever GitHub answered, or one that it always refuses would be asked for
         for ever, before all others."""
         asked: list[Delivery] = []
@@ -201,7 +201,7 @@ class Reconcile:
                     if self.clock() >= deadline:
                         break
                     asked.append(delivery)
-                    if not await self._ask_for(delivery, tries.get(delivery.guid, 0) + 1, deadline):
+                    if not await self._ask_for(delivery, cursor.times(delivery.guid) + 1, deadline):
                         break
         except TimeoutError:
             log.warning("GitHub was slow to redeliver: %d of %d deliveries were asked for, the rest later", len(asked), len(wanted))

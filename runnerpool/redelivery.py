@@ -1,7 +1,8 @@
 """Which failed deliveries GitHub is asked to send again, and what is remembered of that between two passes. Pure.
 
 The memory is the heartbeat's `deliveries`. Of a webhook whose receiver refuses all that it is sent again, be it our own app in an
-outage or a deployment that is gone, only a few are asked for until one gets through.
+outage or a deployment that is gone, only a few are asked for until one gets through. A delivery that fails again and again is
+asked for at longer intervals, but as long as GitHub may still queue its job: nobody else knows of that.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from typing import Any
 from runnerpool.ports import Delivery
 
 INTERVAL = timedelta(minutes=5)
-"""How often failed deliveries are asked for: a lost `queued` costs its job at most about this."""
+"""How often failed deliveries are listed: a lost `queued` costs its job at most about this."""
 REDELIVERABLE = timedelta(days=3)
 """GitHub redelivers for three days."""
-ATTEMPTS = 5
-"""Attempts at one delivery before it is left to a person."""
+SOON = 5
+"""So many times a delivery is asked for at every look; after that twice as late each time, up to `RARELY`."""
+RARELY = timedelta(minutes=30)
+"""The longest pause between two attempts at one delivery, and so what a job may wait after its webhook was mended."""
+ATTEMPTS = 102
+"""Attempts at one delivery before it is left to a person. The last comes 48 hours after the first: GitHub queues no job for
+longer (`decide.GAVE_UP`)."""
 PORTION = 25
 """Deliveries asked for again in one pass: the shared budget of writes holds 40, and the VMs want some of it."""
 PROBES = 5
@@ -29,28 +35,40 @@ WATCHED = 300
 given up are forgotten first, and may be asked for again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often GitHub was asked for one delivery, and when it may be asked again, to the minute."""
+
+    count: int
+    due: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `tries`: attempts asked for, by
-    guid. `asked`: by hook, the guids that were asked for last.
+    """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `tries`: by guid. `asked`: by
+    hook, the guids that were asked for last.
 
     From which moment on nothing is due is not remembered: a hook that cannot be seen for a while would not be looked through again.
     """
 
     at: datetime | None = None
     again: bool = False
-    tries: Mapping[str, int] = field(default_factory=dict)
+    tries: Mapping[str, Tries] = field(default_factory=dict)
     asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def is_due(self, now: datetime) -> bool:
         return self.again or self.at is None or now - self.at >= INTERVAL
+
+    def times(self, guid: str) -> int:
+        """How often GitHub was asked for this delivery."""
+        return self.tries[guid].count if guid in self.tries else 0
 
     def document(self) -> dict[str, Any]:
         """As the heartbeat has it."""
         return {
             "at": self.at and self.at.isoformat(),
             "again": self.again,
-            "tries": dict(self.tries),
+            "tries": {guid: [tries.count, int(tries.due.timestamp()) // 60] for guid, tries in self.tries.items()},
             "asked": {hook: list(a) for hook, a in self.asked.items()},
         }
 
@@ -63,9 +81,17 @@ def read(document: object) -> Cursor:
     return Cursor(
         at=_moment(document.get("at")),
         again=document.get("again") is True,
-        tries={str(g): n for g, n in tries.items() if isinstance(n, int)} if isinstance(tries, Mapping) else {},
+        tries={str(g): t for g, written in tries.items() if (t := _tries(written))} if isinstance(tries, Mapping) else {},
         asked={str(h): [str(g) for g in a] for h, a in asked.items() if isinstance(a, list)} if isinstance(asked, Mapping) else {},
     )
+
+
+def _tries(written: object) -> Tries | None:
+    """None for the bare number of an older version, too: what it had given up is asked for again."""
+    match written:
+        case [int(count), int(minute)] if 0 <= minute * 60 < datetime.max.replace(tzinfo=UTC).timestamp():
+            return Tries(count, datetime.fromtimestamp(minute * 60, UTC))
+    return None
 
 
 def _moment(text: object) -> datetime | None:
@@ -76,26 +102,33 @@ def _moment(text: object) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-def choose(failed: Sequence[Delivery], cursor: Cursor) -> list[Delivery]:
+def pause(count: int) -> timedelta:
+    """Between the attempt of this number and the next one."""
+    return min(INTERVAL * (1 << min(max(count - SOON + 1, 0), 8)), RARELY)
+
+
+def choose(now: datetime, failed: Sequence[Delivery], cursor: Cursor) -> list[Delivery]:
     """What to ask for now, of all that is listed as failed, newest first. The hooks take turns, so that none keeps another one's
     from being sent; of each those come first that were asked for least, and the newest of these."""
     by_hook = []
-    for hook, due in _due(failed, cursor.tries).items():
+    for hook, due in _due(now, failed, cursor.tries).items():
         limit = PROBES if _is_stuck(hook, failed, cursor) else PORTION
-        by_hook.append(sorted(due, key=lambda delivery: cursor.tries.get(delivery.guid, 0))[:limit])
+        by_hook.append(sorted(due, key=lambda delivery: cursor.times(delivery.guid))[:limit])
     return [delivery for turn in zip_longest(*by_hook) for delivery in turn if delivery is not None][:PORTION]
 
 
 def after(now: datetime, failed: Sequence[Delivery], cursor: Cursor, asked: Sequence[Delivery]) -> Cursor:
     """The memory after a look that found `failed` and asked for `asked`."""
     counts = {delivery.guid: cursor.tries[delivery.guid] for delivery in failed if delivery.guid in cursor.tries}
-    counts |= {delivery.guid: counts.get(delivery.guid, 0) + 1 for delivery in asked}
-    kept = sorted((d.guid for d in failed if d.guid in counts), key=lambda guid: counts[guid] >= ATTEMPTS)[:WATCHED]
+    for delivery in asked:
+        count = cursor.times(delivery.guid) + 1
+        counts[delivery.guid] = Tries(count, now + pause(count))
+    kept = sorted((d.guid for d in failed if d.guid in counts), key=lambda guid: counts[guid].count >= ATTEMPTS)[:WATCHED]
     tries = {guid: counts[guid] for guid in kept}
     hooks = {delivery.hook for delivery in failed}
     last = {hook: [d.guid for d in asked if d.hook == hook] or cursor.asked.get(hook, ()) for hook in hooks}
     now_asked = {delivery.guid for delivery in asked}
-    left = _due([delivery for delivery in failed if delivery.guid not in now_asked], tries)
+    left = _due(now, [delivery for delivery in failed if delivery.guid not in now_asked], tries)
     return Cursor(
         at=now,
         again=any(not _is_stuck(hook, failed, cursor) for hook in left),
@@ -108,15 +141,16 @@ def lapsing(now: datetime, failed: Sequence[Delivery], cursor: Cursor) -> list[D
     """What will have left GitHub's list by the next look without being delivered or given up; each is named by one look."""
     begin = cursor.at - REDELIVERABLE + INTERVAL if cursor.at else None
     end = now - REDELIVERABLE + INTERVAL
-    due = [delivery for one in _due(failed, cursor.tries).values() for delivery in one]
-    return [delivery for delivery in due if delivery.delivered_at <= end and (begin is None or delivery.delivered_at > begin)]
+    hoped_for = [delivery for delivery in failed if cursor.times(delivery.guid) < ATTEMPTS]
+    return [delivery for delivery in hoped_for if delivery.delivered_at <= end and (begin is None or delivery.delivered_at > begin)]
 
 
-def _due(failed: Sequence[Delivery], tries: Mapping[str, int]) -> dict[str, list[Delivery]]:
-    """By hook, those that are not given up."""
+def _due(now: datetime, failed: Sequence[Delivery], tries: Mapping[str, Tries]) -> dict[str, list[Delivery]]:
+    """By hook, those that are not given up, and whose time has come."""
     due: dict[str, list[Delivery]] = {}
     for delivery in failed:
-        if tries.get(delivery.guid, 0) < ATTEMPTS:
+        tried = tries.get(delivery.guid)
+        if tried is None or (tried.count < ATTEMPTS and tried.due <= now):
             due.setdefault(delivery.hook, []).append(delivery)
     return due
 

@@ -23,6 +23,7 @@ from runnerpool import (
     plan,
     provision,
     reconcile,
+    redelivery,
     register,
     rows,
     sweep,
@@ -251,6 +252,10 @@ def failed_deliveries_are_left(patch: Patch) -> None:
         return cursor
 
     patch.setattr(reconcile.Reconcile, "_redeliver", mutated)
+
+
+def failed_deliveries_are_given_up_after_half_an_hour(patch: Patch) -> None:
+    patch.setattr(redelivery, "ATTEMPTS", 5)
 
 
 def orphaned_vms_are_left(patch: Patch) -> None:

@@ -5,6 +5,8 @@ Each is played on one seed after another until its own invariant breaks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.mutations import (
@@ -13,6 +15,7 @@ from tests.mutations import (
     Patch,
     a_404_proves_that_a_registration_is_gone,
     budgets_have_no_bottom,
+    failed_deliveries_are_given_up_after_half_an_hour,
     plans_ignore_the_heads_etag,
     wakeups_are_noted_when_they_have_failed,
     wakeups_fail,
@@ -74,6 +77,20 @@ def test_a_burst_without_budgets_breaks_the_ceilings(scopes: str, words: str, mo
     world.run_day()
     assert {violation.invariant for violation in world.checks.violations} == {9}
     assert words in str(world.checks.violations)
+
+
+@pytest.mark.parametrize("mutated", [True, False])
+def test_jobs_that_came_while_the_webhook_was_out_of_reach_get_their_runners(mutated: bool, monkeypatch: Patch) -> None:
+    """Invariant 10, on a day on which that is all that fails, for two hours. Many deliveries share the attempts in such a time; few
+    have used up theirs when it is over."""
+    if mutated:
+        failed_deliveries_are_given_up_after_half_an_hour(monkeypatch)
+    world = burst(3, maximum=10)
+    world.scenario = replace(world.scenario, day=3 * 3600.0)
+    world.faults.windows["front down"] = [(0.0, 2 * 3600.0)]
+    result = world.run()
+    assert any(violation.invariant == 10 for violation in result.violations) == bool(result.violations) == mutated
+    assert len(result.succeeded) == (0 if mutated else 3)
 
 
 def test_vms_that_no_job_needs_are_counted_where_nothing_fails(monkeypatch: Patch) -> None:

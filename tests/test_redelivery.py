@@ -4,31 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from runnerpool.decide import GAVE_UP
 from runnerpool.ports import Delivery
 from runnerpool.redelivery import (
     ATTEMPTS,
     INTERVAL,
     PORTION,
     PROBES,
+    RARELY,
     REDELIVERABLE,
+    SOON,
     WATCHED,
     Cursor,
+    Tries,
     after,
     choose,
     lapsing,
+    pause,
     read,
 )
 from tests.made_rows import MINUTE, NOW
+
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def some(hook: str, count: int, *, at: datetime = NOW) -> list[Delivery]:
     """Newest first, as they are listed."""
     return [Delivery(n, f"{hook}{n}", at - n * timedelta(seconds=1), ok=False, hook=hook) for n in range(count)]
+
+
+def tried(count: int, *, due: timedelta = timedelta()) -> Tries:
+    return Tries(count, NOW + due)
 
 
 def guids(deliveries: Sequence[Delivery]) -> list[str]:
@@ -40,19 +52,35 @@ def guids(deliveries: Sequence[Delivery]) -> list[str]:
 
 def test_two_hooks_take_turns_so_that_neither_keeps_the_others_deliveries_waiting() -> None:
     dead, ours = some("dead", 500), some("ours", 3, at=NOW - timedelta(days=1))
-    chosen = choose([*dead, *ours], Cursor())
+    chosen = choose(NOW, [*dead, *ours], Cursor())
     assert len(chosen) == PORTION
     assert {"ours0", "ours1", "ours2"} <= set(guids(chosen)[:6])
 
 
 def test_of_a_hook_of_which_nothing_got_through_a_few_are_asked_for_and_of_another_one_as_many_as_ever() -> None:
     dead, ours = some("dead", 500), some("ours", 100)
-    chosen = choose([*dead, *ours], Cursor(asked={"dead": ["dead1", "dead2"], "ours": ["ours3", "got through"]}))
+    chosen = choose(NOW, [*dead, *ours], Cursor(asked={"dead": ["dead1", "dead2"], "ours": ["ours3", "got through"]}))
     assert [sum(delivery.hook == hook for delivery in chosen) for hook in ("dead", "ours")] == [PROBES, PORTION - PROBES]
 
 
 def test_what_was_asked_for_least_comes_first_and_of_that_the_newest() -> None:
-    assert guids(choose(some("h", 5), Cursor(tries={"h0": 2, "h1": 1, "h3": ATTEMPTS}))) == ["h2", "h4", "h1", "h0"]
+    tries = {"h0": tried(2), "h1": tried(1), "h3": tried(ATTEMPTS), "h5": tried(6, due=MINUTE)}
+    assert guids(choose(NOW, some("h", 6), Cursor(tries=tries))) == ["h2", "h4", "h1", "h0"]
+
+
+def test_what_fails_again_and_again_is_asked_for_later_each_time_and_as_long_as_github_may_queue_its_job() -> None:
+    """Given up after half an hour, as it once was, its job waits for somebody who never comes: nobody else knows of it."""
+    failed, cursor, now, asked = some("h", 1), Cursor(), NOW, list[datetime]()
+    while now - NOW < REDELIVERABLE:
+        chosen = choose(now, failed, cursor)
+        asked += [now] * len(chosen)
+        cursor = after(now, failed, read(cursor.document()), chosen)
+        now += INTERVAL
+    waits = [later - earlier for earlier, later in pairwise(asked)]
+    assert waits[: SOON + 2] == [INTERVAL] * (SOON - 1) + [2 * INTERVAL, 4 * INTERVAL, RARELY]
+    assert max(waits) == RARELY == pause(ATTEMPTS)
+    assert len(asked) == ATTEMPTS
+    assert GAVE_UP <= asked[-1] - asked[0] < GAVE_UP + RARELY
 
 
 # ---------------------------------------------------------------------------------------------- what is remembered
@@ -80,10 +108,10 @@ def test_the_next_pass_looks_again_where_more_is_due_and_gets_through(
 
 def test_beyond_what_can_be_watched_those_that_were_given_up_are_forgotten_first_and_no_other_waits_for_them() -> None:
     failed = some("h", 2 * WATCHED)
-    tries = {one.guid: ATTEMPTS for one in failed[1 : WATCHED + 1]}
+    tries = {one.guid: tried(ATTEMPTS) for one in failed[1 : WATCHED + 1]}
     cursor = after(NOW, failed, Cursor(tries=tries), failed[:1])
     assert len(cursor.tries) == WATCHED
-    assert cursor.tries["h0"] == 1
+    assert cursor.times("h0") == 1
     assert f"h{WATCHED}" not in cursor.tries
 
 
@@ -100,14 +128,14 @@ def test_what_leaves_githubs_list_undelivered_is_named_once(age: timedelta, look
     failed = some("h", 1, at=NOW - age)
     cursor = Cursor(at=NOW - looked if looked else None)
     assert guids(lapsing(NOW, failed, cursor)) == ["h0"] * named
-    assert not lapsing(NOW, failed, replace(cursor, tries={"h0": ATTEMPTS}))
+    assert not lapsing(NOW, failed, replace(cursor, tries={"h0": tried(ATTEMPTS)}))
 
 
 # ---------------------------------------------------------------------------------------------- in the row
 
 
 def test_what_is_written_is_read_as_it_was() -> None:
-    cursor = Cursor(at=NOW, again=True, tries={"a": 2}, asked={"h": ["a"]})
+    cursor = Cursor(at=NOW, again=True, tries={"a": tried(2, due=7 * MINUTE)}, asked={"h": ["a"]})
     assert read(cursor.document()) == cursor
 
 
@@ -115,9 +143,10 @@ def test_what_is_written_is_read_as_it_was() -> None:
     ("document", "cursor"),
     [
         ({}, Cursor()),
-        ({"at": None, "tries": {"a": 5}}, Cursor(tries={"a": 5})),  # as older versions wrote it
-        ({"at": NOW.isoformat(), "since": NOW.isoformat(), "tries": {"a": 5}}, Cursor(at=NOW, tries={"a": 5})),
+        ({"at": None, "tries": {"a": 5}}, Cursor()),  # as older versions wrote it: they gave up after five
+        ({"at": NOW.isoformat(), "since": NOW.isoformat(), "tries": {"a": [5, 0]}}, Cursor(at=NOW, tries={"a": Tries(5, EPOCH)})),
         ({"at": "yesterday", "tries": [], "asked": {"h": 1}, "again": "no"}, Cursor()),
+        ({"tries": {"a": [1], "b": [1, 10**15], "c": ["1", 0], "d": None}}, Cursor()),
         (["damaged"], Cursor()),
     ],
 )

@@ -29,6 +29,7 @@ ONCE_FAILED = {
     82796: "a spot VM was deleted twice, since a PUT was doubtful: that the first deletion had taken it passed for an eviction",
     88116: "storage failed before the first DELETE could leave; the second attempt did not look whether Azure had taken the VM",
     90113: "not the code, the reckoning: GitHub refused the runner's version for 34 minutes, and VMs were made in vain",
+    95487: "the only delivery of a job was lost six times in half an hour and then given up: the job waited until GitHub ended it",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 

@@ -88,9 +88,11 @@ OUTAGES: dict[str, tuple[str, ...]] = {
     ),
     "azure": ("azure down", "azure silent", "quota full", "spot gone", "zone full", "keys rotated wrongly"),
     "storage": ("storage down",),
-    "functions": ("deploy",),
+    "functions": ("deploy", "front down"),
 }
 """What lasts for a while: up to two windows a day of up to 40 minutes each, half of them where the work is."""
+UNNOTICED = {"front down": 4.0}
+"""What lasts so many times as long, since nothing else suffers by it: the webhook has another secret than GitHub, say."""
 KEEPS_VMS = (
     *("github down", "github silent", "credential refused", "permission lost", "primary limit"),
     *("azure down", "azure silent", "keys rotated wrongly", "storage down", "version refused"),
@@ -137,7 +139,8 @@ class Faults:
                 starts = [draw.uniform(0, day) for _ in range(count)]
                 if draw.random() < 0.5:
                     starts = [max(draw.choice(busy) + draw.uniform(-600, 900), 0.0) for _ in starts]
-                spans = [(start, min(start + draw.uniform(60, 2400), day)) for start in starts]
+                times = UNNOTICED.get(kind, 1.0)
+                spans = [(start, min(start + times * draw.uniform(60, 2400), day)) for start in starts]
                 self.windows[kind] = spans if family in families else []
 
     def roll(self, name: str) -> bool:
