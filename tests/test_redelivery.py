@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -152,3 +154,9 @@ def test_what_is_written_is_read_as_it_was() -> None:
 )
 def test_an_older_or_damaged_row_is_read_as_far_as_it_goes(document: Any, cursor: Cursor) -> None:
     assert read(document) == cursor
+
+
+def test_the_counts_of_as_many_as_are_watched_fit_into_their_column() -> None:
+    """32 Ki characters, which the heartbeat's other parts want some of."""
+    tries = {str(uuid.UUID(int=n)): tried(ATTEMPTS) for n in range(WATCHED)}
+    assert len(json.dumps(Cursor(tries=tries).document())) < 20_000
