@@ -74,7 +74,7 @@ class Reconcile:
         await self._tidy(app)
         deliveries = await self._redeliver(beat.get("deliveries") or {}, deadline)
         await self._beat(begun, {**beat, "deliveries": deliveries}, gathered, failures)
-        await self._tell(app, gathered)
+        await self._tell(app, gathered, redelivery.read(deliveries))
         await Follow(engine=self.engine, ledger=self.ledger, clock=self.clock).run(gathering, pools, begun)
 
     async def _pools(self, app: Mapping[str, Entity]) -> list[str]:
@@ -218,12 +218,14 @@ class Reconcile:
             return not isinstance(error, RetryLater)
         return True
 
-    async def _tell(self, app: Mapping[str, Entity], gathered: Gathered) -> None:
+    async def _tell(self, app: Mapping[str, Entity], gathered: Gathered, deliveries: redelivery.Cursor) -> None:
         """Sends each new condition once. One that could not be sent is not recorded, so the next pass sends it; so it does what
         is left when the time for it is over."""
-        end = self.clock() + TELLING
+        begun = self.clock()
+        end = begun + TELLING
         told = {row.removeprefix("alert:"): str(e.columns.get("title", "")) for row, e in app.items() if row.startswith("alert:")}
-        new, over = watch.changed(watch.conditions(self.clock(), self.engine.config, gathered), told, watch.unread(gathered))
+        found = [*watch.conditions(begun, self.engine.config, gathered), *redelivery.alerts(begun, deliveries)]
+        new, over = watch.changed(found, told, watch.unread(gathered))
         for alert in new:
             if self.clock() < end and await self._send(alert):
                 columns = {"title": alert.title, "area": alert.area, "text": alert.text, "since": self.clock().isoformat()}

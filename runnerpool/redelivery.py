@@ -7,13 +7,14 @@ asked for at longer intervals, but as long as GitHub may still queue its job: no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
 
-from runnerpool.ports import Delivery
+from runnerpool.ports import Alert, Delivery
 
 INTERVAL = timedelta(minutes=5)
 """How often failed deliveries are listed: a lost `queued` costs its job at most about this."""
@@ -33,6 +34,8 @@ PROBES = 5
 WATCHED = 300
 """Deliveries whose attempts are counted at one time: the count lies in a column of 32 Ki characters. Beyond that those that were
 given up are forgotten first, and may be asked for again."""
+NOTICED = timedelta(minutes=15)
+"""How long what is sent again must fail before a person hears of it: a deploy or a storage outage is over by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Tries:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
     """`at`: the last whole look. `again`: more is due than was asked for, so the next pass looks. `tries`: by guid. `asked`: by
-    hook, the guids that were asked for last.
+    hook, the guids that were asked for last. `failing`: by hook, since when what is sent again fails again.
 
     From which moment on nothing is due is not remembered: a hook that cannot be seen for a while would not be looked through again.
     """
@@ -55,6 +58,7 @@ class Cursor:
     again: bool = False
     tries: Mapping[str, Tries] = field(default_factory=dict)
     asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    failing: Mapping[str, datetime] = field(default_factory=dict)
 
     def is_due(self, now: datetime) -> bool:
         return self.again or self.at is None or now - self.at >= INTERVAL
@@ -70,6 +74,7 @@ class Cursor:
             "again": self.again,
             "tries": {guid: [tries.count, int(tries.due.timestamp()) // 60] for guid, tries in self.tries.items()},
             "asked": {hook: list(a) for hook, a in self.asked.items()},
+            "failing": {hook: since.isoformat() for hook, since in self.failing.items()},
         }
 
 
@@ -77,12 +82,13 @@ def read(document: object) -> Cursor:
     """What an earlier pass wrote. A part that is missing, as in a row of an older version, or damaged is begun anew."""
     if not isinstance(document, Mapping):
         return Cursor()
-    tries, asked = document.get("tries"), document.get("asked")
+    tries, asked, failing = (document.get(part) for part in ("tries", "asked", "failing"))
     return Cursor(
         at=_moment(document.get("at")),
         again=document.get("again") is True,
         tries={str(g): t for g, written in tries.items() if (t := _tries(written))} if isinstance(tries, Mapping) else {},
         asked={str(h): [str(g) for g in a] for h, a in asked.items() if isinstance(a, list)} if isinstance(asked, Mapping) else {},
+        failing={str(h): at for h, text in failing.items() if (at := _moment(text))} if isinstance(failing, Mapping) else {},
     )
 
 
@@ -128,13 +134,31 @@ def after(now: datetime, failed: Sequence[Delivery], cursor: Cursor, asked: Sequ
     hooks = {delivery.hook for delivery in failed}
     last = {hook: [d.guid for d in asked if d.hook == hook] or cursor.asked.get(hook, ()) for hook in hooks}
     now_asked = {delivery.guid for delivery in asked}
+    again = {delivery.hook for delivery in failed if delivery.guid in tries and tries[delivery.guid].count > SOON}
     left = _due(now, [delivery for delivery in failed if delivery.guid not in now_asked], tries)
     return Cursor(
         at=now,
         again=any(not _is_stuck(hook, failed, cursor) for hook in left),
         tries=tries,
         asked={hook: guids for hook, guids in last.items() if guids},
+        failing={hook: cursor.failing.get(hook, now) for hook in hooks if hook in again or _is_stuck(hook, failed, cursor)},
     )
+
+
+def alerts(now: datetime, cursor: Cursor) -> list[Alert]:
+    """One for each hook of which something fails whenever it is sent."""
+    return [_alert(hook, since) for hook, since in cursor.failing.items() if now - since >= NOTICED]
+
+
+def _alert(hook: str, since: datetime) -> Alert:
+    text = (
+        f"Since {since:%Y-%m-%d %H:%M} UTC GitHub has sent deliveries again that had failed, and they failed again. A job of which "
+        "only they tell gets no VM, and the status page does not show it. Nothing is lost yet: GitHub is asked for each of them "
+        f"every {RARELY.seconds // 60} minutes, for 48 hours.\n"
+        "python -m runnerpool doctor says how the last one failed, and what mends it: the secret, the URL, access restrictions. "
+        "If this is the webhook of a deployment that is gone, delete it at GitHub."
+    )
+    return Alert(f"webhook-{re.sub('[^A-Za-z0-9._-]', '-', hook)}", "setup", f"deliveries of {hook} fail again and again", text)
 
 
 def lapsing(now: datetime, failed: Sequence[Delivery], cursor: Cursor) -> list[Delivery]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -17,6 +17,7 @@ from runnerpool.ports import Delivery
 from runnerpool.redelivery import (
     ATTEMPTS,
     INTERVAL,
+    NOTICED,
     PORTION,
     PROBES,
     RARELY,
@@ -26,6 +27,7 @@ from runnerpool.redelivery import (
     Cursor,
     Tries,
     after,
+    alerts,
     choose,
     lapsing,
     pause,
@@ -133,11 +135,50 @@ def test_what_leaves_githubs_list_undelivered_is_named_once(age: timedelta, look
     assert not lapsing(NOW, failed, replace(cursor, tries={"h0": tried(ATTEMPTS)}))
 
 
+# ---------------------------------------------------------------------------------------------- what a person hears
+
+
+def looks(count: int, failed: Callable[[int], list[Delivery]]) -> list[tuple[Cursor, list[str]]]:
+    """The memory and the alerts' ids after each of so many looks."""
+    cursor, now, seen = Cursor(), NOW, list[tuple[Cursor, list[str]]]()
+    for look in range(count):
+        listed = failed(look)
+        cursor = after(now, listed, read(cursor.document()), choose(now, listed, cursor))
+        seen.append((cursor, [alert.id for alert in alerts(now, cursor)]))
+        now += INTERVAL
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("failed", "told_at"),
+    [
+        (lambda _look: some("/orgs/octo-org/hooks/1", 100), range(4, 40)),  # a wrong secret: from the quarter of an hour on
+        (lambda look: some("/orgs/octo-org/hooks/1", 100)[: max(100 - 25 * look, 0)], range(0)),  # all get through
+        (lambda look: some("/orgs/octo-org/hooks/1", 100 if look < 10 else 0), range(4, 10)),  # and it is mended
+        # one is refused for what it is, while others fail once and get through then: that is not over with each of them
+        (lambda look: [Delivery(9, f"new{look}", NOW, ok=False, hook="x"), *some("x", 1)], range(9, 40)),
+        (lambda _look: [], range(0)),
+    ],
+)
+def test_a_person_hears_of_a_webhook_of_which_something_fails_whenever_it_is_sent(
+    failed: Callable[[int], list[Delivery]], told_at: range
+) -> None:
+    assert [look for look, (_, told) in enumerate(looks(40, failed)) if told] == list(told_at)
+
+
+def test_the_alert_names_the_webhook_and_the_way_out() -> None:
+    (alert,) = alerts(NOW, Cursor(failing={"/orgs/octo-org/hooks/1": NOW - NOTICED, "/app/hook": NOW - NOTICED + MINUTE}))
+    assert (alert.id, alert.area) == ("webhook--orgs-octo-org-hooks-1", "setup")
+    assert alert.title == "deliveries of /orgs/octo-org/hooks/1 fail again and again"
+    assert "every 30 minutes" in alert.text
+    assert "runnerpool doctor" in alert.text
+
+
 # ---------------------------------------------------------------------------------------------- in the row
 
 
 def test_what_is_written_is_read_as_it_was() -> None:
-    cursor = Cursor(at=NOW, again=True, tries={"a": tried(2, due=7 * MINUTE)}, asked={"h": ["a"]})
+    cursor = Cursor(at=NOW, again=True, tries={"a": tried(2, due=7 * MINUTE)}, asked={"h": ["a"]}, failing={"h": NOW})
     assert read(cursor.document()) == cursor
 
 
@@ -148,7 +189,7 @@ def test_what_is_written_is_read_as_it_was() -> None:
         ({"at": None, "tries": {"a": 5}}, Cursor()),  # as older versions wrote it: they gave up after five
         ({"at": NOW.isoformat(), "since": NOW.isoformat(), "tries": {"a": [5, 0]}}, Cursor(at=NOW, tries={"a": Tries(5, EPOCH)})),
         ({"at": "yesterday", "tries": [], "asked": {"h": 1}, "again": "no"}, Cursor()),
-        ({"tries": {"a": [1], "b": [1, 10**15], "c": ["1", 0], "d": None}}, Cursor()),
+        ({"tries": {"a": [1], "b": [1, 10**15], "c": ["1", 0], "d": None}, "failing": {"h": 1}}, Cursor()),
         (["damaged"], Cursor()),
     ],
 )

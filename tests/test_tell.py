@@ -92,6 +92,19 @@ async def test_a_webhook_that_takes_nothing_is_probed_now_and_then_and_takes_no_
 
 
 @virtual
+async def test_a_webhook_that_takes_nothing_is_told_of_and_that_it_does_again() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(3, hook="/orgs/octo-org/hooks/1")
+    await refuse(scene, minutes=60)
+    scene.hub.failed = []
+    await refuse(scene, minutes=10)
+    assert [(alert.id, alert.area) for alert in scene.mail.sent] == [
+        ("webhook--orgs-octo-org-hooks-1", "setup"),
+        ("webhook--orgs-octo-org-hooks-1", "resolved"),
+    ]
+
+
+@virtual
 async def test_a_list_of_deliveries_that_cannot_be_read_stops_nothing() -> None:
     scene = Scene()
     scene.hub.fails("failed_deliveries", Misconfigured("403", area="auth"))
