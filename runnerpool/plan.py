@@ -59,7 +59,8 @@ def plan(
     need = demand(now, world, pool, resting_targets(head.rests, now))
     binds = list(bindings(now, pool, need, home))
     taken = {bind.runner for bind in binds}
-    leaving = surplus(now, pool, need, taken)
+    stranded = 0 if head.paused else len(_second_attempts(now, pool, head, need))
+    leaving = surplus(now, pool, need, taken, stranded)
     return [
         *parks(now, pool, world),
         *reruns(now, pool, world),
@@ -218,13 +219,15 @@ def _triggers(now: datetime, pool: PoolConfig, uncovered: Sequence[Job]) -> bool
     return any(now - job.received_at >= INTERVAL for job in uncovered)
 
 
-def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str] = ()) -> list[Action]:
+def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str] = (), stranded: int = 0) -> list[Action]:
     """VMs that nobody needs: intents that nobody is at, and idle VMs beyond the maximum, in the way of another target at the
-    maximum, or idle beyond `idle_timeout`. Not those in `taken`: they are being bound."""
+    maximum or of the regular VMs that so many `stranded` second attempts are to get now, or idle beyond `idle_timeout`. Not those
+    in `taken`: they are being bound."""
     beyond = need.serving - sum(map(len, need.waiting.values())) - _kept_warm(now, pool)
     over = need.counting - need.leaving - pool.maximum_pool_size
     full = need.counting >= pool.maximum_pool_size
-    blocked = need.uncovered[need.leaving :] if full else []  # what is leaving makes room for the others
+    blocked = need.uncovered[max(need.leaving - stranded, 0) :] if full else []  # what is leaving makes room for the others
+    stranded = max(stranded - need.leaving, 0) if full else 0
     actions: list[Action] = []
     for runner in _spare(need, taken):
         idle = now - _idle_since(runner)
@@ -239,6 +242,9 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
         elif runner.target is not None and any(job.target != runner.target for job in blocked):
             actions.append(_go(runner, f"idle for {runner.target} while jobs of another target wait and the pool is full"))
             blocked = blocked[1:]
+        elif stranded > 0:
+            actions.append(_go(runner, "idle while a job lost to an eviction needs a regular VM and the pool is full"))
+            stranded -= 1
         elif beyond > 0 and idle >= pool.idle_timeout:
             actions.append(_go(runner, f"idle for {int(idle.total_seconds())} s beyond the warm minimum"))
         else:

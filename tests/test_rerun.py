@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from runnerpool.actions import Bind, Create
+from runnerpool.actions import Bind, Create, Delete, Retire
 from runnerpool.decide import decide
 from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import AGAIN, PATIENCE, second_attempts, why_rerun
-from runnerpool.model import Head, Job, RunnerState, Snapshot
+from runnerpool.model import Head, Job, Rest, Runner, RunnerState, Snapshot
 from runnerpool.ports import JobReport
 from runnerpool.status import report
 from tests.evicted import EVICTED, FAILED, NAME, RAN, SPOT, spot
@@ -112,6 +112,26 @@ def test_its_vm_is_kept_for_it_and_bound_to_it() -> None:
     assert [create.job_id for create in of(Create, actions)] == ["2"]
     free = planned([kept, job("2")], **SPOT)  # GitHub gave the second attempt to another runner
     assert [bind.runner for bind in of(Bind, free)] == [kept.name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "rests", "gone"),
+    [
+        ([runner(S.READY, name, spot=True) for name in "abc"], {}, 1),
+        ([runner(S.READY, "a"), runner(S.REGISTERED, "b", target=ORG, online_at=NOW), runner(S.READY, "c", spot=True)], {}, 1),
+        ([*[runner(S.READY, name) for name in "ab"], runner(S.RETIRING, "c")], {}, 0),  # that one makes room
+        ([runner(S.READY, name) for name in "ab"], {}, 0),  # there is room
+        ([runner(S.READY, name) for name in "abc"], {"regular": Rest(NOW + MINUTE, "QuotaExceeded")}, 0),  # none can be made
+        ([runner(S.BUSY, name) for name in "abc"], {}, 0),
+    ],
+)
+def test_of_a_full_pool_whose_warm_vms_idle_one_makes_room_for_a_second_attempts_vm(
+    rows: list[Runner], rests: dict[str, Rest], gone: int
+) -> None:
+    """Where the warm minimum fills the maximum, the second attempt would wait without end."""
+    settings = {**SPOT, "minimum_warm_vms": 3, "maximum_pool_size": 3}
+    actions = planned([job(**SECOND), *rows], head=Head("linux", rests=rests), **settings)
+    assert sum(isinstance(action, Retire | Delete) and "regular VM" in action.reason for action in actions) == gone
 
 
 # ---------------------------------------------------------------------------------------------- from end to end

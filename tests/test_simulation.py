@@ -30,6 +30,7 @@ ONCE_FAILED = {
     88116: "storage failed before the first DELETE could leave; the second attempt did not look whether Azure had taken the VM",
     90113: "not the code, the reckoning: GitHub refused the runner's version for 34 minutes, and VMs were made in vain",
     95487: "the only delivery of a job was lost six times in half an hour and then given up: the job waited until GitHub ended it",
+    101658: "idle VMs that the warm minimum wants filled the maximum, and left no room for the regular VM of a second attempt",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 
