@@ -31,6 +31,7 @@ ONCE_FAILED = {
     90113: "not the code, the reckoning: GitHub refused the runner's version for 34 minutes, and VMs were made in vain",
     95487: "the only delivery of a job was lost six times in half an hour and then given up: the job waited until GitHub ended it",
     101658: "idle VMs that the warm minimum wants filled the maximum, and left no room for the regular VM of a second attempt",
+    111763: "not the code, the reckoning: until it healed nobody could deliver a job's end, and a VM was made for it once more",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 

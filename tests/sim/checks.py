@@ -71,7 +71,7 @@ class Checks:
     watching: list[str] | None = None
     alerts: list[Alert] = field(default_factory=list)
     lost_plans: int = 0  # commits that lost the pool's head to another worker
-    for_jobs: int = 0  # VMs that a plan asked for, for a job
+    for_jobs: Counter[str] = field(default_factory=Counter)  # VMs that a plan asked for, by job
     for_warmth: int = 0  # the same for the warm minimum, without those that Azure had no room for
     taken_back: set[str] = field(default_factory=set)  # rows of wake-ups that went well at their last attempt
     changed_at: float = 0.0  # when something last happened: a fact came or a runner's state changed
@@ -233,9 +233,10 @@ class Checks:
             return
         after = str(operation.columns["state"])
         if isinstance(operation, Insert):
-            asked, for_job = after == "requested", "job_id" in operation.columns
-            self.for_jobs += asked and for_job
-            self.for_warmth += asked and not for_job
+            job_id = operation.columns.get("job_id")
+            if after == "requested" and job_id is not None:
+                self.for_jobs[str(job_id)] += 1
+            self.for_warmth += after == "requested" and job_id is None
             if after != "failed" and (before is not None or after != "requested"):
                 self.broken(8, f"{name} comes as {after} after it was {before or 'nothing'}")
         elif after != before and after not in MAY_BECOME.get(before or "", ()):
