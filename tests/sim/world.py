@@ -214,7 +214,8 @@ class World:
     def _known_to_wait(self) -> set[str]:
         """The jobs that the ledger still thinks are not over: when nobody could deliver their ends, VMs may be made for them."""
         ours = [entity for entity in self.table.everything() if entity.row.startswith(("job:", "fact:"))]
-        return {entity.row.split(":")[1] for entity in ours if "completed_at" not in entity.columns}
+        over = {entity.row for entity in ours if "completed_at" in entity.columns}
+        return {job_id for entity in ours if f"job:{(job_id := entity.row.split(':')[1])}" not in over}
 
     def _replay(self) -> None:
         """Somebody sends old deliveries again. They are signed, and they are no demand."""
