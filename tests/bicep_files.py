@@ -60,3 +60,8 @@ def constants(value: Any) -> Iterator[Any]:
             yield from constants(inner)
     else:
         yield value
+
+
+def network_rules() -> dict[str, dict[str, Any]]:
+    """Properties of each rule of the security group, by its name."""
+    return {rule["name"]: rule["properties"] for rule in variable("modules/network.bicep", "ownRules")}
