@@ -283,6 +283,10 @@ def what_is_on_its_way_covers_no_job(patch: Patch) -> None:
     patch.setattr(demand, "_short_of", mutated)
 
 
+def idle_vms_are_not_kept_for_the_warm_minimum(patch: Patch) -> None:
+    patch.setattr(plan, "_kept_warm", lambda _now, _pool: 0)
+
+
 def late_deliveries_are_believed(patch: Patch) -> None:
     patch.setattr(model, "LATE", timedelta(days=365))
 

@@ -16,6 +16,7 @@ from tests.mutations import (
     a_404_proves_that_a_registration_is_gone,
     budgets_have_no_bottom,
     failed_deliveries_are_given_up_after_half_an_hour,
+    idle_vms_are_not_kept_for_the_warm_minimum,
     plans_ignore_the_heads_etag,
     wakeups_are_noted_when_they_have_failed,
     wakeups_fail,
@@ -98,6 +99,13 @@ def test_vms_that_no_job_needs_are_counted_where_nothing_fails(monkeypatch: Patc
     what_is_on_its_way_covers_no_job(monkeypatch)
     found = [violation for seed in (1, 2, 3) for violation in play(seed, families=()).violations]
     assert any(violation.invariant == 14 and "VMs were made where" in violation.text for violation in found), found
+
+
+def test_warm_vms_that_go_and_are_made_again_are_counted(monkeypatch: Patch) -> None:
+    """Invariant 14, once everything has healed. Only what had no room or never answered may be made again."""
+    idle_vms_are_not_kept_for_the_warm_minimum(monkeypatch)
+    found = play(6, families=()).violations
+    assert any(violation.invariant == 14 and "VMs were asked for to keep" in violation.text for violation in found), found
 
 
 def test_wakeups_that_all_fail_end_in_readable_rows_and_lose_no_job(monkeypatch: Patch) -> None:

@@ -32,6 +32,7 @@ ONCE_FAILED = {
     95487: "the only delivery of a job was lost six times in half an hour and then given up: the job waited until GitHub ended it",
     101658: "idle VMs that the warm minimum wants filled the maximum, and left no room for the regular VM of a second attempt",
     111763: "not the code, the reckoning: until it healed nobody could deliver a job's end, and a VM was made for it once more",
+    119085: "not the code, the reckoning: what replaced a VM that never answered was counted as asked for by old deliveries",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 
