@@ -48,12 +48,6 @@ NEVER_GOES = {"creating", "finished"}
 """States in which a row may not be removed; from the others a single write may lead through `failed` to the end."""
 
 
-def _never_came(before: str | None, after: str, reason: str) -> bool:
-    """Whether Azure had no room for a VM, or it was given up while it booted: another one is rightly made in its place."""
-    no_room = after == "failed" and reason.startswith("no offer is left")
-    return no_room or (before == "booting" and after in ("failed", "retiring", "deleting") and " within " in reason)
-
-
 @dataclass(frozen=True, slots=True)
 class Violation:
     invariant: int
@@ -274,3 +268,9 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
+
+
+def _never_came(before: str | None, after: str, reason: str) -> bool:
+    """Whether Azure had no room for a VM, or it was given up while it booted: another one is rightly made in its place."""
+    no_room = after == "failed" and reason.startswith("no offer is left")
+    return no_room or (before == "booting" and after in ("failed", "retiring", "deleting") and " within " in reason)
