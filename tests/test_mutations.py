@@ -102,7 +102,7 @@ def test_vms_that_no_job_needs_are_counted_where_nothing_fails(monkeypatch: Patc
 
 
 def test_warm_vms_that_go_and_are_made_again_are_counted(monkeypatch: Patch) -> None:
-    """Invariant 14, once everything has healed. Only what had no room or never answered may be made again."""
+    """Invariant 14, once everything has healed. Only what Azure had no room for may be made again."""
     idle_vms_are_not_kept_for_the_warm_minimum(monkeypatch)
     found = play(6, families=()).violations
     assert any(violation.invariant == 14 and "VMs were asked for to keep" in violation.text for violation in found), found

@@ -72,7 +72,7 @@ class Checks:
     alerts: list[Alert] = field(default_factory=list)
     lost_plans: int = 0  # commits that lost the pool's head to another worker
     for_jobs: Counter[str] = field(default_factory=Counter)  # VMs that a plan asked for, by job
-    for_warmth: int = 0  # the same for the warm minimum, but for those that had to be made anew
+    for_warmth: int = 0  # the same for the warm minimum, without those that Azure had no room for
     taken_back: set[str] = field(default_factory=set)  # rows of wake-ups that went well at their last attempt
     changed_at: float = 0.0  # when something last happened: a fact came or a runner's state changed
     evidence: Evidence = field(init=False)
@@ -247,7 +247,7 @@ class Checks:
             self.evidence.running(name)
         if after != before:
             reason = str(operation.columns.get("reason", ""))
-            self.for_warmth -= "job_id" not in operation.columns and _never_came(before, after, reason)
+            self.for_warmth -= "job_id" not in operation.columns and reason.startswith("no offer is left") and after == "failed"
             self.world.note(f"{name}: {before} -> {after}: {reason}")
         self.states[name] = after
 
@@ -268,9 +268,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
-
-
-def _never_came(before: str | None, after: str, reason: str) -> bool:
-    """Whether Azure had no room for a VM, or it was given up while it booted: another one is rightly made in its place."""
-    no_room = after == "failed" and reason.startswith("no offer is left")
-    return no_room or (before == "booting" and after in ("failed", "retiring", "deleting") and " within " in reason)
