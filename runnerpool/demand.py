@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from runnerpool.config import PoolConfig, has_departed
@@ -59,8 +59,24 @@ class Demand:
         free = max(len(self.unbound) - len(self.short), 0)
         return free + sum(map(self.surplus, self.bound)) + sum(map(len, self.ignored.values()))
 
+    @property
+    def settled(self) -> Demand:
+        """The same with only those runners that are there by any clock. One that is on its way or silent serves by one clock and is
+        late or mute by another, and by its own a moment later: what goes on its account is asked for again at once."""
+
+        def there(runners: Mapping[Target, Sequence[Runner]]) -> dict[Target, list[Runner]]:
+            return {target: list(filter(is_there, mine)) for target, mine in runners.items()}
+
+        return replace(self, bound=there(self.bound), ignored=there(self.ignored), unbound=list(filter(is_there, self.unbound)))
+
     def surplus(self, target: Target) -> int:
         return max(len(self.bound.get(target, [])) - len(self.waiting.get(target, [])), 0)
+
+
+def is_there(runner: Runner) -> bool:
+    """Whether it idles and answers: no clock makes that late."""
+    online = runner.state is S.REGISTERED and runner.online_at is not None
+    return (online or runner.state is S.READY) and runner.silent_since is None
 
 
 def waits_for(pool: PoolConfig, job: Job) -> bool:

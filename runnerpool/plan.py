@@ -12,7 +12,7 @@ from runnerpool.actions import Action, Bind, Create, Delete, Forget, Park, Rerun
 from runnerpool.capacity import next_rung, resting_targets
 from runnerpool.config import PoolConfig, warm_minimum
 from runnerpool.deletion import basis
-from runnerpool.demand import LEAVING, Demand, demand, may_make
+from runnerpool.demand import LEAVING, Demand, demand, is_there, may_make
 from runnerpool.eviction import why_rerun
 from runnerpool.lifecycle import NOTHING_SEEN, STUCK, Seen, World
 from runnerpool.model import SKEW, Basis, Head, Job, JobState, Runner, RunnerState, Target
@@ -59,8 +59,8 @@ def plan(
     need = demand(now, world, pool, resting_targets(head.rests, now))
     binds = list(bindings(now, pool, need, home))
     taken = {bind.runner for bind in binds}
-    stranded = 0 if head.paused else len(_second_attempts(now, pool, head, need))
-    leaving = surplus(now, pool, need, taken, stranded)
+    second = [] if head.paused else _second_attempts(now, pool, head, need)
+    leaving = surplus(now, pool, need, taken, len(second))
     return [
         *parks(now, pool, world),
         *reruns(now, pool, world),
@@ -69,7 +69,7 @@ def plan(
         *binds,
         *leaving,
         *renewals(now, pool, head, need, taken | _names(leaving)),
-        *creates(now, pool, head, need),
+        *creates(now, pool, head, need, second),
     ]
 
 
@@ -187,15 +187,14 @@ def _ahead_of_need(now: datetime, need: Demand, free: Sequence[Runner], home: Ta
             yield Bind(runner.name, home, "keep_registered")
 
 
-def creates(now: datetime, pool: PoolConfig, head: Head, need: Demand) -> list[Create]:
-    """New VMs: wanted serving = min(waiting + warm minimum, maximum − everything else that counts)."""
+def creates(now: datetime, pool: PoolConfig, head: Head, need: Demand, second: Sequence[Create]) -> list[Create]:
+    """New VMs: wanted serving = min(waiting + warm minimum, maximum − everything else that counts), `second` attempts first."""
     room = pool.maximum_pool_size - need.counting
     if head.paused or room <= 0:
         return []
-    second = _second_attempts(now, pool, head, need)
     rung = next_rung(pool.vm, head.rests, now)
     if rung is None:
-        return second[:room]
+        return list(second)[:room]
     warm = warm_minimum(pool, now)
     jobs = need.uncovered if _triggers(now, pool, need.uncovered) else []
     wanted = [Create(rung, job.target, job.job_id, f"job {job.job_id} waits for a runner") for job in jobs]
@@ -223,7 +222,9 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
     """VMs that nobody needs: intents that nobody is at, and idle VMs beyond the maximum, in the way of another target at the
     maximum or of the regular VMs that so many `stranded` second attempts are to get now, or idle beyond `idle_timeout`. Not those
     in `taken`: they are being bound."""
-    beyond = need.serving - sum(map(len, need.waiting.values())) - _kept_warm(now, pool)
+    kept = _kept_warm(now, pool)
+    beyond = need.serving - sum(map(len, need.waiting.values())) - kept
+    there = need.settled.spare - kept
     over = need.counting - need.leaving - pool.maximum_pool_size
     full = need.counting >= pool.maximum_pool_size
     blocked = need.uncovered[max(need.leaving - stranded, 0) :] if full else []  # what is leaving makes room for the others
@@ -245,11 +246,12 @@ def surplus(now: datetime, pool: PoolConfig, need: Demand, taken: Collection[str
         elif stranded > 0:
             actions.append(_go(runner, "idle while a job lost to an eviction needs a regular VM and the pool is full"))
             stranded -= 1
-        elif beyond > 0 and idle >= pool.idle_timeout:
+        elif min(beyond, there) > 0 and idle >= pool.idle_timeout:
             actions.append(_go(runner, f"idle for {int(idle.total_seconds())} s beyond the warm minimum"))
         else:
             continue
         beyond -= 1
+        there -= is_there(runner)
     return actions
 
 

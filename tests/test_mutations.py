@@ -97,7 +97,7 @@ def test_jobs_that_came_while_the_webhook_was_out_of_reach_get_their_runners(mut
 def test_vms_that_no_job_needs_are_counted_where_nothing_fails(monkeypatch: Patch) -> None:
     """Invariant 14. What faults may cost hides them; without any fault there is one VM for each job."""
     what_is_on_its_way_covers_no_job(monkeypatch)
-    found = [violation for seed in (1, 2, 3) for violation in play(seed, families=()).violations]
+    found = [violation for seed in (11, 18, 19) for violation in play(seed, families=()).violations]
     assert any(violation.invariant == 14 and "VMs were made where" in violation.text for violation in found), found
 
 

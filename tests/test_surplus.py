@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from runnerpool.actions import Bind, Create, Delete, Forget, Park, Rerun, Retire
 from runnerpool.capacity import POOL
-from runnerpool.model import Head, Rest, Runner, RunnerState
+from runnerpool.model import Head, Job, Rest, Runner, RunnerState
 from runnerpool.plan import OLD, plan
 from tests.made_rows import MINUTE, NOW, ORG, job, jobs, of, planned, pool, runner, runners, world
 
@@ -35,6 +35,30 @@ def test_vms_beyond_the_warm_minimum_go_once_they_have_idled_for_idle_timeout(
     for timeout, expected in (("80s", gone), ("100s", 0)):
         actions = planned([*jobs(waiting), *there], minimum_warm_vms=warm, idle_timeout=timeout)
         assert len(of(Delete, actions)) + len(of(Retire, actions)) == expected
+
+
+@pytest.mark.parametrize(
+    ("beside", "gone"),
+    [
+        ([runner(S.BOOTING, "other")], 0),
+        ([runner(S.CREATING, "other")], 0),
+        ([runner(S.REGISTERED, "other", online_at=None)], 0),  # its runner does not listen yet
+        ([runner(S.READY, "other", silent_since=NOW - timedelta(seconds=30))], 0),
+        ([runner(S.READY, "other")], 1),
+        ([runner(S.READY, "other"), runner(S.BOOTING, "third")], 1),
+        ([runner(S.BOOTING, "other", target="org:else"), job(target="org:else"), runner(S.READY, "third")], 1),
+    ],
+)
+def test_no_idle_vm_goes_on_account_of_one_that_some_clock_holds_to_be_late_or_mute(beside: list[Job | Runner], gone: int) -> None:
+    actions = planned([runner(S.READY, "idle"), *beside], minimum_warm_vms=1, idle_timeout="10s")
+    assert len(of(Delete, actions)) == gone
+
+
+def test_vms_on_their_way_for_one_target_keep_no_idle_vm_of_another() -> None:
+    """Where jobs keep coming some are always on their way; what idles for others must not wait for a lull."""
+    coming = [runner(S.BOOTING, name, target=ORG) for name in ("a", "b", "c")]
+    actions = planned([*jobs(3), *coming, runner(S.REGISTERED, "idle", target="org:else")], idle_timeout="10s")
+    assert [retire.runner for retire in of(Retire, actions)] == ["hw-linux-idle"]
 
 
 def test_an_unregistered_vm_is_deleted_at_once_and_a_registered_one_is_retired_first() -> None:
