@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from runnerpool.budget import GOOD_FOR
 from runnerpool.capacity import POOL, TARGET_REST, TROUBLE_REST, resting_targets, target_key
 from runnerpool.config import PoolConfig
 from runnerpool.decide import rest_pool
@@ -71,7 +72,8 @@ class Acting:
     """Whole runner lists, read during this pass with this pass's credential, by runner name."""
     no_packages: dict[tuple[str, str], PoolError] = field(default_factory=dict)
     """What GitHub answered in this pass instead of a runner release, by system and architecture."""
-    purse: dict[str, int] = field(default_factory=dict)
+    purse: dict[str, list[datetime]] = field(default_factory=dict)
+    """Tokens of the shared buckets that nobody has taken yet, each as the moment at which it was asked for."""
     doubtful: set[str] = field(default_factory=set)
     """Runners of which a PUT of this pass got no answer: it may still arrive, whatever a later one was answered."""
     _wanted: Counter[str] = field(default_factory=Counter)
@@ -91,16 +93,15 @@ class Acting:
         return await self.paid("github-reads", call)
 
     async def paid(
-        self, scope: str, call: Callable[[], Awaitable[T]], *, within: timedelta = timedelta.max, prepaid: bool = False
+        self, scope: str, call: Callable[[], Awaitable[T]], *, within: timedelta = timedelta.max, prepaid: datetime | None = None
     ) -> T:
-        """As `call`; each attempt takes a token: the services count those that fail, too. `prepaid`: the first one's is taken."""
-        taken = prepaid
+        """As `call`; each attempt takes a token: the services count those that fail, too. `prepaid` is the first one's."""
+        bought = prepaid
 
         async def once() -> T:
-            nonlocal taken
-            if not taken:
-                await self.token(scope)
-            taken = False
+            nonlocal bought
+            await self.spend(scope, bought)
+            bought = None
             return await call()
 
         return await self.call(once, within=within)
@@ -155,21 +156,38 @@ class Acting:
         elif target not in resting_targets(self.head.rests, self.clock()):  # where it rests, another act has just been refused
             await self.rest(target_key(target), Rest(self.clock() + TARGET_REST, str(error)[:300]))
 
-    async def token(self, scope: str) -> None:
-        """Waits for one token of a bucket that all processes share. RetryLater when none comes before the deadline."""
+    async def token(self, scope: str) -> datetime:
+        """Waits for one token of a bucket that all processes share, and says when it was asked for: whoever does something else
+        before he spends it shows it to `spend`. RetryLater when none comes before the deadline."""
         self._wanted[scope] += 1
         try:
             async with self._locks[scope]:
-                while not self.purse.get(scope):
-                    self.purse[scope] = await self.ledger.take(scope, min(CHUNK, self._wanted[scope]), self.clock())
-                    if self.purse[scope]:
-                        break
+                while (token := await self._take(scope)) is None:
                     if self.clock() + timedelta(seconds=2) >= self.deadline:
                         raise RetryLater(f"the shared budget {scope} is used up for now", after=timedelta(seconds=10))
                     await asyncio.sleep(1.0)
-                self.purse[scope] -= 1
+                return token
         finally:
             self._wanted[scope] -= 1
+
+    async def spend(self, scope: str, token: datetime | None) -> None:
+        """Pays for a call that leaves now: with this token, or with another one where it is none or was held for too long."""
+        if token is None or not self._good(token):
+            await self.token(scope)
+
+    async def _take(self, scope: str) -> datetime | None:
+        """A good token, of those that were taken for all acts of this pass, or else out of the shared bucket; None: it is empty."""
+        purse = list(filter(self._good, self.purse.get(scope, ())))
+        if not purse:
+            now = self.clock()
+            taken = await self.ledger.take(scope, min(CHUNK, self._wanted[scope]), now)
+            purse = list(filter(self._good, [now] * taken))
+        token = purse.pop() if purse else None
+        self.purse[scope] = purse
+        return token
+
+    def _good(self, token: datetime) -> bool:
+        return self.clock() - token <= GOOD_FOR
 
     def alone(self, question: str) -> asyncio.Lock:
         """Held by the one act of this pass that asks: what it hears is for all of them."""

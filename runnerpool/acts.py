@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from runnerpool.acting import Acting
 from runnerpool.capacity import TROUBLE_REST
@@ -34,14 +35,14 @@ async def act(acting: Acting, runners: Sequence[Runner], asks: Sequence[Job], re
             await one
 
     again = [gated(_rerun(acting, job)) for job in reruns]
-    acts = [gated(_guarded(acting, runner, born=runner.name in born)) for runner in runners]
+    acts = [gated(_guarded(acting, runner, born=born.get(runner.name))) for runner in runners]
     results = await asyncio.gather(*acts, *(gated(_ask(acting, job)) for job in asks), *again, return_exceptions=True)
     defects = [result for result in results if isinstance(result, Exception)]
     if defects:
         raise ExceptionGroup(f"pool {acting.pool.name}: {len(defects)} of {len(results)} acts failed unexpectedly", defects)
 
 
-async def _guarded(acting: Acting, runner: Runner, *, born: bool) -> None:
+async def _guarded(acting: Acting, runner: Runner, *, born: datetime | None) -> None:
     """One act. Its runner's trouble becomes the row's reason and its not-before time."""
     try:
         await _act(acting, runner, born=born)
@@ -53,7 +54,7 @@ async def _guarded(acting: Acting, runner: Runner, *, born: bool) -> None:
         await acting.put_off(runner, f"{type(error).__name__}: {error}", None)
 
 
-async def _act(acting: Acting, runner: Runner, *, born: bool) -> None:
+async def _act(acting: Acting, runner: Runner, *, born: datetime | None) -> None:
     match runner.state:
         case S.REQUESTED | S.CREATING:
             await create(acting, runner, born=born)

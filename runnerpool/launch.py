@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runnerpool.acting import Acting
 from runnerpool.capacity import Rung, architecture, is_capacity, next_rung, rest_after, resting
@@ -30,25 +30,25 @@ PACKAGE_AGE = timedelta(hours=1)
 RUNNER_ID_TAG = "runnerpool-runner-id"
 
 
-async def births(acting: Acting, runners: list[Runner]) -> set[str]:
-    """Which new VMs are registered at birth: those made for a job, where the pool boots quickly and GitHub's budget allows
-    it at once. The others boot unregistered, and are bound when a job needs them."""
+async def births(acting: Acting, runners: list[Runner]) -> dict[str, datetime]:
+    """Which new VMs are registered at birth, each with its token: those made for a job, where the pool boots quickly and GitHub's
+    budget allows it at once. The others boot unregistered, and are bound when a job needs them."""
     wanted = [runner.name for runner in runners if runner.state is S.REQUESTED and runner.target is not None]
     if not wanted or (acting.head.boot_seconds or 0.0) > QUICK_BOOT:
-        return set()
-    granted = await acting.ledger.take("github-writes", len(wanted), acting.clock())
-    return set(wanted[:granted])
+        return {}
+    now = acting.clock()
+    granted = await acting.ledger.take("github-writes", len(wanted), now)
+    return dict.fromkeys(wanted[:granted], now)
 
 
-async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
-    """From the claimed intent to a VM that Azure accepted, a refusal, or a later attempt."""
+async def create(acting: Acting, runner: Runner, *, born: datetime | None) -> None:
+    """From the claimed intent to a VM that Azure accepted, a refusal, or a later attempt. `born`: the token for registering it."""
     if runner.state is S.CREATING and await adopt(acting, runner):
         return
-    if runner.minted_at is not None and not born:
+    if runner.minted_at is not None and born is None:
         # An attempt that was cut short may have registered it: go on as it began. The token comes before any question to GitHub:
         # an act that asks and then finds the budget used up would come back and ask again, and again.
-        await acting.token("github-writes")
-        born = True
+        born = await acting.token("github-writes")
     try:
         left = await _left_behind(acting, runner)
     except Misconfigured as error:  # where a repository is gone for good, nobody would ever hear more
@@ -57,23 +57,23 @@ async def create(acting: Acting, runner: Runner, *, born: bool) -> None:
     if _used_up(runner, left):
         await acting.fail(runner, "its registration has been in use, and its VM is gone")
         return
-    await acting.token("arm-writes")
-    claimed = await _begin(acting, runner, born=born)
+    token = await acting.token("arm-writes")
+    claimed = await _begin(acting, runner, born=born is not None)
     if claimed is None:
         return
     config: JitConfig | None = None
     try:
         package = await _package(acting, claimed)  # first: without it a registration would be minted in vain
-        if born:
+        if born is not None:
             try:
-                ready, config = await _register(acting, claimed, left)
+                ready, config = await _register(acting, claimed, born, left)
             except Misconfigured as error:
                 await _refused(acting, claimed, error, sure=True)
                 return
             if ready is None:
                 return
             claimed = ready
-        await _put(acting, claimed, package, config)
+        await _put(acting, claimed, token, package, config)
     except Misconfigured as error:
         await acting.rest_whole_pool(str(error))
         await acting.fail(claimed, str(error), refused=True)
@@ -99,11 +99,13 @@ async def _begin(acting: Acting, runner: Runner, *, born: bool) -> Runner | None
     return await acting.revise(runner, begun)
 
 
-async def _register(acting: Acting, runner: Runner, left: Registration | None) -> tuple[Runner | None, JitConfig | None]:
+async def _register(
+    acting: Acting, runner: Runner, token: datetime, left: Registration | None
+) -> tuple[Runner | None, JitConfig | None]:
     """Mints the JIT config and writes its id before it goes anywhere. Where GitHub throttles, the VM boots unregistered."""
     first = runner.attempts <= 1
     try:
-        config = await mint(acting, runner, left)
+        config = await mint(acting, runner, token, left)
     except Misconfigured:
         if first:
             await acting.revise(runner, lambda row: replace(row, minted_at=None))
@@ -159,22 +161,23 @@ async def _provisioning_failed(acting: Acting, runner: Runner, vm: Vm) -> None:
     await acting.fail(runner, f"Azure could not provision it: {vm.error_code} {vm.error}")
 
 
-async def _put(acting: Acting, runner: Runner, package: RunnerPackage, config: JitConfig | None) -> None:
-    """Down the ladder: an offer that Azure refuses rests, and the next one is tried at once under the same name."""
+async def _put(acting: Acting, runner: Runner, token: datetime | None, package: RunnerPackage, config: JitConfig | None) -> None:
+    """Down the ladder: an offer that Azure refuses rests, and the next one is tried at once under the same name. `token`
+    is the first PUT's."""
     asked = _Asked(acting, runner, acting.outside.user_data(acting.pool, runner.name, package, config))
-    refusal, first = "", True
+    refusal = ""
     rung: Rung | None = Rung(runner.size, runner.zone, runner.spot)
     rest = resting(Rung(runner.size, runner.zone, runner.spot), acting.head.rests, acting.clock())
     if rest is not None:  # another act was refused it meanwhile
         refusal, rung = rest.code, next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular))
     while rung is not None:
         try:
-            sent = await asked.until_answered(rung, prepaid=first)
+            sent = await asked.until_answered(rung, prepaid=token)
         except NoCapacity as error:
             refusal = str(error)
             log.warning("pool %s: no capacity for %s: %s", acting.pool.name, rung, error)
             await acting.rest(*rest_after(rung, error.code, error.detail, acting.clock()))
-            rung, first = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular)), False
+            rung, token = next_rung(acting.pool.vm, acting.head.rests, acting.clock(), regular=bool(runner.regular)), None
         except Conflict:
             if not await adopt(acting, asked.runner):
                 raise RetryLater(f"Azure says that a VM {runner.name} exists, and does not show it") from None
@@ -194,8 +197,8 @@ class _Asked:
     runner: Runner
     data: str
 
-    async def until_answered(self, rung: Rung, *, prepaid: bool) -> bool:
-        """PUTs, the first of them for a token that the caller has taken. False: the row is no longer ours to make a VM for."""
+    async def until_answered(self, rung: Rung, *, prepaid: datetime | None) -> bool:
+        """PUTs, the first of them for a token that the caller may have taken. False: the row is no longer ours to make a VM for."""
         return await self.acting.paid("arm-writes", lambda: self._send(rung), within=PUT_TIME, prepaid=prepaid)
 
     async def _send(self, rung: Rung) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from runnerpool import redelivery, watch
 from runnerpool.acting import Outside
+from runnerpool.budget import GOOD_FOR
 from runnerpool.decide import jobs_over
 from runnerpool.errors import Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import lost_elsewhere
@@ -187,8 +188,9 @@ class Reconcile:
         for delivery in redelivery.lapsing(now, failed, cursor):
             log.warning("delivery %s was never taken, and GitHub drops it soon: if its job waits, run it again", delivery.guid)
         wanted = redelivery.choose(now, failed, cursor) if self.clock() < deadline else []
-        granted = await self.ledger.take("github-writes", len(wanted), now)
-        asked = await self._ask_again(wanted[:granted], cursor, deadline)
+        bought = self.clock()
+        granted = await self.ledger.take("github-writes", len(wanted), bought)
+        asked = await self._ask_again(wanted[:granted], cursor, min(deadline, bought + GOOD_FOR))
         return redelivery.after(now, failed, cursor, asked).document()
 
     async def _ask_again(self, wanted: Sequence[Delivery], cursor: redelivery.Cursor, deadline: datetime) -> list[Delivery]:

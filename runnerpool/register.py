@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runnerpool.acting import Acting
 from runnerpool.capacity import TROUBLE_REST, resting_targets
@@ -18,7 +18,7 @@ HELD = (AgentPhase.STARTING, AgentPhase.LISTENING, AgentPhase.BUSY)
 """Phases in which an agent's binding is in use."""
 
 
-async def mint(acting: Acting, runner: Runner, left: Registration | None = None) -> JitConfig:
+async def mint(acting: Acting, runner: Runner, token: datetime, left: Registration | None = None) -> JitConfig:
     """Registers the runner under its name, for a token that the caller has taken. A registration that an earlier attempt left
     behind goes first: its JIT config is lost, since whatever holds it was looked at before. `left` is it, where it is known.
 
@@ -28,6 +28,7 @@ async def mint(acting: Acting, runner: Runner, left: Registration | None = None)
     target = target_of(runner)
     if (rest := resting_targets(acting.head.rests, acting.clock()).get(target)) is not None:
         raise Misconfigured(rest.code, area="auth")
+    await acting.spend("github-writes", token)
     github = acting.outside.github
     labels = acting.pool.registration_labels
     if left is not None:
@@ -64,7 +65,7 @@ async def bind(acting: Acting, runner: Runner) -> None:
         raise RetryLater(f"its agent gave no status ({status})", after=timedelta(seconds=10))
     if await _settled(acting, runner, status):
         return
-    await acting.token("github-writes")
+    token = await acting.token("github-writes")
     now = acting.clock()
     claimed = await acting.revise(
         runner, lambda row: replace(row, minted_at=row.minted_at or now, attempts=row.attempts + 1, online_at=None)
@@ -72,7 +73,7 @@ async def bind(acting: Acting, runner: Runner) -> None:
     if claimed is None:
         return
     try:
-        config = await mint(acting, claimed)
+        config = await mint(acting, claimed, token)
     except Misconfigured as error:
         # Refused for certain. The VM is as good as before, and the pool's head says what is wrong. Where only one repository
         # refuses, the VM is for another one at once.

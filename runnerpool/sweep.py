@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runnerpool.acting import Outside
+from runnerpool.budget import GOOD_FOR
 from runnerpool.errors import PoolError
 from runnerpool.gather import Gathered
 from runnerpool.labels import SUFFIX_LENGTH, pool_of_runner
@@ -133,20 +134,25 @@ class Sweep:
             if row is not None and await self.ledger.adopt(row):
                 log.warning("VM %s has our tag and no row: adopted, to be withdrawn", vm.name)
         nics = orphaned_nics(gathered.nics or [], gathered.vms, known, self.prefix)
-        granted = await self.ledger.take("arm-deletes", min(len(nics), AT_ONCE), now) if nics else 0
+        granted, until = await self._tokens("arm-deletes", len(nics))
         for nic in nics[:granted]:
-            await self._delete_nic(nic)
+            if self.clock() < until:
+                await self._delete_nic(nic)
         found = orphaned_registrations(gathered.registrations, gathered.vms, known, pools, self.prefix)
-        granted = await self.ledger.take("github-writes", min(len(found), AT_ONCE), now) if found else 0
+        granted, until = await self._tokens("github-writes", len(found))
         for target, registration in found[:granted]:
             pool = our_pool(registration.name, self.prefix)
             # GitHub's list is younger than `known`: a runner registered between the two has its row by now.
-            if pool and not await self.ledger.has_runner(pool, registration.name):
+            if pool and self.clock() < until and not await self.ledger.has_runner(pool, registration.name):
                 await self._remove(target, registration)
 
+    async def _tokens(self, scope: str, want: int) -> tuple[int, datetime]:
+        """How many calls may be made now, and until when: what is left then waits for the next pass."""
+        now = self.clock()
+        granted = await self.ledger.take(scope, min(want, AT_ONCE), now) if want else 0
+        return granted, min(self.deadline, now + GOOD_FOR)
+
     async def _delete_nic(self, nic: Nic) -> None:
-        if self.clock() >= self.deadline:
-            return
         try:
             await self.network.delete_nic(nic.name)
             log.warning("NIC %s was left behind by its VM: deleted", nic.name)
@@ -154,8 +160,6 @@ class Sweep:
             log.warning("NIC %s was left behind by its VM and could not be deleted: %s", nic.name, error)
 
     async def _remove(self, target: Target, registration: Registration) -> None:
-        if self.clock() >= self.deadline:
-            return
         try:
             removal = await self.outside.github.remove_runner(target, registration.runner_id)
             log.warning("registration %s at %s had neither VM nor row: %s", registration.name, target, removal)

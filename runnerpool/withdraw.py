@@ -73,11 +73,11 @@ def _busy(row: Runner, acting: Acting) -> Runner | None:
 
 async def delete(acting: Acting, runner: Runner) -> None:
     """Deletes the VM by name. Rule 1 was met when the row became DELETING, and that state has no way back."""
-    await acting.token("arm-deletes")
+    token = await acting.token("arm-deletes")
     looked = await _last_look(acting, runner)
     if looked is None:
         return
-    await acting.paid("arm-deletes", lambda: acting.outside.compute.delete_vm(runner.name), prepaid=True)
+    await acting.paid("arm-deletes", lambda: acting.outside.compute.delete_vm(runner.name), prepaid=token)
     now = acting.clock()
 
     def accepted(row: Runner) -> Runner:

@@ -150,10 +150,10 @@ def jit_configs_are_kept_for_the_next_vm(patch: Patch) -> None:
     honest = register.mint
     kept: dict[str, JitConfig] = {}
 
-    async def mutated(acting: Any, runner: Runner) -> JitConfig:
+    async def mutated(acting: Any, runner: Runner, *given: Any) -> JitConfig:
         target = register.target_of(runner)
         if target not in kept:
-            kept[target] = await honest(acting, runner)
+            kept[target] = await honest(acting, runner, *given)
         return kept[target]
 
     patch.setattr(register, "mint", mutated)
@@ -196,8 +196,8 @@ def every_repository_is_served(patch: Patch) -> None:
 def jit_configs_are_logged(patch: Patch) -> None:
     honest = register.mint
 
-    async def mutated(acting: Any, runner: Runner) -> JitConfig:
-        config = await honest(acting, runner)
+    async def mutated(acting: Any, runner: Runner, *given: Any) -> JitConfig:
+        config = await honest(acting, runner, *given)
         logging.getLogger("runnerpool.register").info("minted %s for %s", config.encoded, runner.name)
         return config
 

@@ -40,7 +40,7 @@ from runnerpool.ports import (
 from runnerpool.provision import Engine
 from runnerpool.reconcile import Reconcile
 from runnerpool.rows import fact_to_columns, head_to_columns, job_to_columns, runner_to_columns
-from tests.made_rows import MINUTE, clock, config, status, suffixes
+from tests.made_rows import MINUTE, clock, config, later, status, suffixes
 from tests.memory_table import MemoryTable
 
 # ---------------------------------------------------------------------------------------------- the services
@@ -58,6 +58,16 @@ class Recording:
     def fails(self, method: str, *errors: BaseException | None, applied: bool = False) -> None:
         """The next calls of `method` raise these; None lets one through. `applied`: after it took effect."""
         (self.after if applied else self.before)[method] += errors
+
+    def slow(self, port: str, time: timedelta) -> None:
+        """Each call of the port's method of this name takes so long before it begins."""
+        honest = getattr(self, port)
+
+        async def slowly(*given: Any) -> Any:
+            await later(seconds=time.total_seconds())
+            return await honest(*given)
+
+        setattr(self, port, slowly)
 
     def count(self, method: str) -> int:
         return sum(called == method for called, _ in self.calls)

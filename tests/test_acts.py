@@ -12,14 +12,14 @@ import pytest
 
 from runnerpool.acting import CHUNK
 from runnerpool.acts import act
-from runnerpool.budget import LIMITS
+from runnerpool.budget import GOOD_FOR, LIMITS
 from runnerpool.capacity import POOL
 from runnerpool.errors import Busy, Gone, Misconfigured, NoCapacity, RetryLater
 from runnerpool.launch import PUT_HORIZON, QUICK_BOOT
 from runnerpool.model import Head, Runner, RunnerState
 from runnerpool.ports import Registration, Vm, VmState
 from tests.made_rows import MINUTE, NOW, ORG, claimed, clock, config, later, pool, virtual
-from tests.memory_table import Request
+from tests.memory_table import MemoryTable, Request
 from tests.stand_ins import Scene
 
 S = RunnerState
@@ -362,6 +362,32 @@ async def test_tokens_are_taken_as_they_are_needed_and_for_many_at_once() -> Non
     scene.table.before, scene.table.operations = takes_time, 0
     await asyncio.gather(*(other.token("arm-writes") for _ in range(CHUNK * 4)))
     assert scene.table.operations <= 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("hung", "bought"), [(GOOD_FOR, timedelta(0)), (GOOD_FOR + timedelta(seconds=1), GOOD_FOR + timedelta(seconds=1))]
+)
+@virtual
+async def test_a_token_that_was_held_while_a_service_hung_is_void(hung: timedelta, bought: timedelta) -> None:
+    """What the bucket grants meanwhile is spent by others: a token for a registration that had to wait would come on top of it."""
+    scene = Scene(table=MemoryTable(clock=clock))
+    scene.hub.slow("runner_package", hung)
+    row = (await scene.act(claimed(S.REQUESTED, **WANTED)))[NAME]
+    assert (row.state, scene.hub.count("mint")) == (S.BOOTING, 1)
+    for scope in ("github-writes", "arm-writes"):
+        (bucket,) = await scene.ledger.app_rows(f"budget:{scope}")
+        assert bucket.columns["at"] == (NOW + bought).isoformat(), f"when a token of {scope} was taken last"
+
+
+@virtual
+async def test_tokens_that_storage_was_slow_to_grant_are_void() -> None:
+    async def takes_time(_request: Request) -> None:
+        await later(seconds=GOOD_FOR.total_seconds())
+
+    scene = Scene()
+    scene.table.before = takes_time
+    with pytest.raises(RetryLater, match="github-writes"):
+        await scene.acting(time=timedelta(seconds=30)).token("github-writes")
 
 
 @virtual

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnerpool.budget import LIMITS, Bucket, Limit, take
+from runnerpool.budget import GOOD_FOR, LIMITS, Bucket, Limit, take
 from tests.made_rows import MINUTE, NOW
 
 LIMIT = Limit(capacity=10, per_second=0.5)
@@ -48,7 +48,17 @@ def test_no_minute_sees_more_than_the_capacity_and_a_minutes_refill(wants: list[
     assert total <= LIMIT.capacity + 60 * LIMIT.per_second
 
 
+def spent(name: str, seconds: float) -> float:
+    """The most that may be spent in that time: what was granted in it, and what was still good when it began."""
+    return LIMITS[name].capacity + (seconds + GOOD_FOR.total_seconds()) * LIMITS[name].per_second
+
+
 def test_githubs_secondary_limit_leaves_room_for_whole_lists() -> None:
     """900 points a minute, of which a write costs 5, and a look at what stands in its way 1, and a question about a job 1."""
-    writes, questions = (LIMITS[name].capacity + 60 * LIMITS[name].per_second for name in ("github-writes", "github-reads"))
-    assert (5 + 1) * writes + questions <= 860
+    assert (5 + 1) * spent("github-writes", 60) + spent("github-reads", 60) <= 860
+
+
+@pytest.mark.parametrize("name", ["arm-writes", "arm-deletes"])
+@pytest.mark.parametrize("seconds", [0, 1, 10, 60, 3600])
+def test_arms_bucket_of_200_that_refills_by_10_a_second_never_runs_empty(name: str, seconds: float) -> None:
+    assert spent(name, seconds) <= 200 + 10 * seconds

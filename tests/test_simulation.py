@@ -33,6 +33,7 @@ ONCE_FAILED = {
     101658: "idle VMs that the warm minimum wants filled the maximum, and left no room for the regular VM of a second attempt",
     111763: "not the code, the reckoning: until it healed nobody could deliver a job's end, and a VM was made for it once more",
     119085: "a VM is late by one clock and not by another: the idle one made beside it was deleted on its account and made anew",
+    131465: "GitHub hung for half a minute: forty tokens for registrations were held meanwhile, and spent on top of all the others",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runnerpool.budget import LIMITS
+from runnerpool.budget import GOOD_FOR, LIMITS
 from runnerpool.errors import RetryLater
 from runnerpool.gather import Gathered
 from runnerpool.model import RunnerState
@@ -144,6 +144,21 @@ async def test_nics_left_behind_go_as_far_as_the_budget_of_deletions_allows() ->
     await later(seconds=30)
     await scene.reconcile()
     assert not scene.azure.nics
+
+
+@virtual
+async def test_a_service_that_hangs_is_not_asked_to_remove_more_than_one_orphan_a_pass() -> None:
+    """The tokens for the others are void by then: the bucket has granted new ones meanwhile."""
+    scene = Scene()
+    names = [f"hw-linux-{n:010d}" for n in range(3)]
+    scene.azure.nics = {f"{name}-nic": Nic(f"{name}-nic", None, "10.0.0.9", TAGS) for name in names}
+    scene.hub.registered[ORG] = {name: Registration(n, name, False, False) for n, name in enumerate(names)}
+    for service, port in ((scene.azure, "delete_nic"), (scene.hub, "remove_runner")):
+        service.slow(port, GOOD_FOR + timedelta(seconds=1))
+    for left in (2, 1, 0):
+        await scene.reconcile()
+        assert (len(scene.azure.nics), len(scene.hub.registered[ORG])) == (left, left)
+        await later(seconds=30)
 
 
 @virtual

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from runnerpool.budget import GOOD_FOR
 from runnerpool.errors import Gone, Misconfigured, RetryLater
 from runnerpool.model import Head, Rest, RunnerState
 from runnerpool.ports import Alert, Delivery, Upsert
@@ -128,6 +129,16 @@ async def test_a_github_that_hangs_while_deliveries_are_looked_at_keeps_no_pass_
     assert clock() - begun < timedelta(seconds=60)
     beat = await scene.heartbeat()
     assert bool(beat["deliveries"].get("tries")) == (method == "redeliver")  # what may have been asked for counts
+
+
+@virtual
+async def test_a_github_that_is_slow_is_asked_for_as_many_deliveries_as_its_tokens_are_good_for() -> None:
+    scene = Scene()
+    scene.hub.failed = failures(PORTION)
+    scene.hub.slow("redeliver", GOOD_FOR / 2)
+    await scene.reconcile()
+    assert scene.hub.count("redeliver") == 2
+    assert await counts(scene) == [1, 1]
 
 
 @virtual
