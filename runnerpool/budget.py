@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-GOOD_FOR = timedelta(seconds=10)
+GOOD_FOR = timedelta(seconds=5)
 """A token that was not spent so long is void. One that is held while another service hangs would be spent on top of all that the
-bucket grants meanwhile. A pass begins 24 acts at once, and an act takes a few seconds."""
+bucket grants meanwhile. What comes between taking and spending it usually takes a second or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class Limit:
 
 
 LIMITS: Mapping[str, Limit] = {
-    # GitHub's secondary limit: 900 points a minute, 5 a write and 1 a read. 40 + 1.25 * 70 = 127 writes, each with at most one look
-    # at what stands in its way, are 765 points; 90 are for questions about jobs, the rest for whole lists.
-    "github-writes": Limit(capacity=40, per_second=1.25),
+    # GitHub's secondary limit: 900 points a minute, 5 a write and 1 a read. 30 + 1.5 * 65 = 127 writes, each with at most one look
+    # at what stands in its way, are 765 points; 85 are for questions about jobs, the rest for whole lists.
+    "github-writes": Limit(capacity=30, per_second=1.5),
     "github-reads": Limit(capacity=20, per_second=1),
     # ARM's documented bucket for writes is 200, refilled by 10 a second, per identity and region; others share the subscription.
-    "arm-writes": Limit(capacity=120, per_second=8),
-    "arm-deletes": Limit(capacity=120, per_second=8),
+    "arm-writes": Limit(capacity=160, per_second=8),
+    "arm-deletes": Limit(capacity=160, per_second=8),
 }
 
 
