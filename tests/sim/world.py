@@ -32,6 +32,8 @@ STEP = 300.0
 PATIENCE = 4 * 3600.0
 """Within so many seconds after everything is healed the world must have settled, beside what the jobs of a whole day need on the
 smallest pool."""
+IN_TIME = timedelta(minutes=30)
+"""A `queued` delivery is believed so long; after that its job waits only if GitHub says so."""
 WATCHED = 600.0
 """For so long the settled world must stay as it is."""
 LATENCIES = {"storage": (0.004, 0.03), "azure": (0.05, 0.6), "github": (0.05, 0.5), "agent": (0.005, 0.05), "mail": (0.01, 0.5)}
@@ -221,7 +223,8 @@ class World:
         """Somebody sends old deliveries again. They are signed, and they are no demand."""
         queued = [sent for sent in self.host.sent.values() if b'"action": "queued"' in sent.body]
         for sent in self.chance.sample(queued, min(len(queued), 20)):
-            self.host.attempt(sent)
+            if sent.ok or self.now() - sent.at > IN_TIME + timedelta(seconds=self.clock_skew):
+                self.host.attempt(sent)  # any other one comes in time, and for the first time: its job may be waiting
         warm = sum(pool.maximum_pool_size for pool in self.scenario.config.pools if pool.warm_schedule)
         self._refills = warm + sum(pool.minimum_warm_vms for pool in self.scenario.config.pools)
 
