@@ -51,7 +51,7 @@ def test_vms_beyond_the_warm_minimum_go_once_they_have_idled_for_idle_timeout(
 )
 def test_no_idle_vm_goes_on_account_of_one_that_some_clock_holds_to_be_late_or_mute(beside: list[Job | Runner], gone: int) -> None:
     actions = planned([runner(S.READY, "idle"), *beside], minimum_warm_vms=1, idle_timeout="10s")
-    assert len(of(Delete, actions)) == gone
+    assert len(of(Delete, actions)) + len(of(Retire, actions)) == gone
 
 
 def test_vms_on_their_way_for_one_target_keep_no_idle_vm_of_another() -> None:
