@@ -103,9 +103,12 @@ async def _ask(acting: Acting, job: Job) -> None:
 async def _rerun(acting: Acting, job: Job) -> None:
     """Asks once. Its row says since when, so whatever becomes of the answer, nobody asks again before some minutes are over."""
     try:
-        await acting.token("github-writes")
-        await acting.outside.github.rerun_job(job.repository, job.job_id)
-        answer = "GitHub runs it again"
+        if await _lost_before(acting, job):
+            answer = "it was told of again long after it was over, and has had its second attempt or was one"
+        else:
+            await acting.token("github-writes")
+            await acting.outside.github.rerun_job(job.repository, job.job_id)
+            answer = "GitHub runs it again"
     except Gone as error:
         answer = f"GitHub does not run it again: {error}"
     except PoolError as error:
@@ -113,6 +116,17 @@ async def _rerun(acting: Acting, job: Job) -> None:
         return
     log.info("job %s of %s, lost to an eviction: %s", job.job_id, job.repository, answer)
     await acting.ledger.revise_job(job, lambda row: replace(row, rerun=answer[:300]))
+
+
+async def _lost_before(acting: Acting, job: Job) -> bool:
+    """Whether its loss was known when its row went to the history. A delivery that is sent once more makes such a job a new one,
+    and the name of its VM is kept for longer than its row."""
+    try:
+        earlier = await acting.ledger.archived(job.pool, (job.completed_at or job.received_at).date(), job.job_id)
+    except ValueError as error:
+        log.warning("the history of job %s cannot be read, so it is not run again: %s", job.job_id, error)
+        return True
+    return earlier is not None and earlier.evicted is not None
 
 
 def told(job: Job, report: JobReport) -> Fact:

@@ -11,7 +11,7 @@ from runnerpool.decide import decide
 from runnerpool.errors import Gone, Misconfigured, PoolError, RetryLater
 from runnerpool.eviction import AGAIN, PATIENCE, second_attempts, why_rerun
 from runnerpool.model import Head, Job, Rest, Runner, RunnerState, Snapshot
-from runnerpool.ports import JobReport
+from runnerpool.ports import Insert, JobReport
 from runnerpool.status import report
 from tests.evicted import EVICTED, FAILED, NAME, RAN, SPOT, spot
 from tests.made_rows import (
@@ -170,3 +170,39 @@ async def test_a_job_lost_to_an_eviction_is_run_again_once_on_a_regular_vm_and_t
     _, document = await report(clock(), scene.config, scene.ledger)
     (told,) = document["pools"]
     assert [(one["job"], one["rerun"]) for one in told["evicted"]] == [("1", "GitHub runs it again")]
+
+
+@pytest.mark.parametrize(
+    ("then", "asked"),
+    [
+        ({"rerun_of": "0"}, 0),  # it was a second attempt itself
+        ({"rerun_at": NOW, "rerun": "GitHub runs it again"}, 0),
+        ({"evicted": None}, 1),  # nobody knew then that its VM had been taken away
+    ],
+)
+@virtual
+async def test_a_lost_job_that_is_told_of_again_when_its_row_has_gone_gets_no_further_attempt(
+    then: dict[str, Any], asked: int
+) -> None:
+    scene = Scene(config(pool(**SPOT)))
+    await scene.hold(job(**{**EVICTED, **then}))
+    await scene.ledger.archive((await scene.jobs()).values())
+    assert not await scene.jobs()
+
+    await later(hours=20)
+    again = fact("completed", "1", conclusion="failure", completed_at=NOW, received_at=clock(), run_id="77", runner_name=NAME)
+    await scene.hold(Head("linux", taken={NAME: NOW}), again)
+    await scene.wake()
+    assert scene.hub.count("rerun") == asked
+    told = (await scene.jobs())["1"]
+    assert told.evicted and ("second attempt" in (told.rerun or "")) is (asked == 0)
+
+
+@virtual
+async def test_a_lost_job_whose_history_is_damaged_is_not_run_again() -> None:
+    scene = Scene(config(pool(**SPOT)))
+    await scene.history.transact(f"linux:{NOW:%Y-%m-%d}", [Insert("1", {"created_at": "damaged"})])
+    await scene.hold(job(**EVICTED))
+    await scene.wake()
+    assert not scene.hub.count("rerun")
+    assert (await scene.jobs())["1"].rerun

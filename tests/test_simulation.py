@@ -35,6 +35,7 @@ ONCE_FAILED = {
     119085: "a VM is late by one clock and not by another: the idle one made beside it was deleted on its account and made anew",
     131465: "GitHub hung for half a minute: forty tokens for registrations were held meanwhile, and spent on top of all the others",
     150101: "not the code, the reckoning: one that had never got through was replayed when it was 30 minutes old to the second",
+    165698: "a second attempt lost to an eviction was told of again a day later, when its row had gone, and got a third",
 }
 """Seeds that a defect was found with, in the worlds as they were drawn then."""
 
