@@ -103,9 +103,8 @@ async def _ask(acting: Acting, job: Job) -> None:
 async def _rerun(acting: Acting, job: Job) -> None:
     """Asks once. Its row says since when, so whatever becomes of the answer, nobody asks again before some minutes are over."""
     try:
-        if await _lost_before(acting, job):
-            answer = "it was told of again long after it was over, and has had its second attempt or was one"
-        else:
+        answer = await _why_not_again(acting, job)
+        if not answer:
             await acting.token("github-writes")
             await acting.outside.github.rerun_job(job.repository, job.job_id)
             answer = "GitHub runs it again"
@@ -118,15 +117,19 @@ async def _rerun(acting: Acting, job: Job) -> None:
     await acting.ledger.revise_job(job, lambda row: replace(row, rerun=answer[:300]))
 
 
-async def _lost_before(acting: Acting, job: Job) -> bool:
-    """Whether its loss was known when its row went to the history. A delivery that is sent once more makes such a job a new one,
-    and the name of its VM is kept for longer than its row."""
+async def _why_not_again(acting: Acting, job: Job) -> str:
+    """Why its loss is not news, "" when it is: it was known when the job's row went to the history. A delivery that is sent once
+    more makes such a job a new one, and the name of its VM is kept for longer than its row."""
     try:
         earlier = await acting.ledger.archived(job.pool, (job.completed_at or job.received_at).date(), job.job_id)
     except ValueError as error:
-        log.warning("the history of job %s cannot be read, so it is not run again: %s", job.job_id, error)
-        return True
-    return earlier is not None and earlier.evicted is not None
+        return f"it is not run again: whether it was before is in its row in the history, which cannot be read: {error}"
+    known = earlier is not None and earlier.evicted is not None
+    return (
+        "it is not run again: that it was lost was known before its row went to the history, and this is told once more"
+        if known
+        else ""
+    )
 
 
 def told(job: Job, report: JobReport) -> Fact:
