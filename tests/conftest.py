@@ -4,8 +4,8 @@ import pytest
 
 from tests.azurite_fixture import azurite as azurite
 
-LONG = ["simulation", "mutations", "chaos", "plan_machine", "demo", "real_linux", "scale", "model_machine", "settling"]
-"""The files that take minutes, the longest first: handed out last, they would keep one worker busy while the other has nothing left
+LONG = ["simulation", "once_failed", "mutations", "chaos", "end_to_end", "real_linux", "crash", "eviction_live", "doctor"]
+"""The files that take long, the longest first: handed out last, they would keep one worker busy while the other has nothing left
 to do. By itself pytest-xdist begins with the files of the most tests, which are not these."""
 
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.sim.checks import Violation
-from tests.sim.scenario import JOBS
 
 LAST_EVENTS = 25
 ORACLE = 5
@@ -46,17 +45,17 @@ class Result:
     happened: Counter[str]
 
 
-def judge(seed: int, *, oracle: bool = True, jobs: int = JOBS) -> Result:
+def judge(seed: int, *, oracle: bool = True) -> Result:
     """Plays one seed with its faults and, unless it is spared, once more without: the same jobs must succeed."""
     from tests.sim.world import play
 
     gc.disable()  # a world makes little garbage of the kind that needs it, and looking for it costs a fifth of the time
     begun = time.process_time()
     try:
-        outcome = play(seed, jobs=jobs)
+        outcome = play(seed)
         violations = list(outcome.violations)
         if oracle and not violations:
-            calm = play(seed, jobs=jobs, families=())
+            calm = play(seed, families=())
             violations += calm.violations
             if missing := calm.succeeded - calm.excused - outcome.succeeded - outcome.excused:
                 violations.append(Violation(10, f"jobs that succeed without faults do not with them: {sorted(missing)[:10]}", 0.0))
