@@ -37,7 +37,7 @@ ONCE_FAILED = {
     150101: "not the code, the reckoning: one that had never got through was replayed when it was 30 minutes old to the second",
     165698: "a second attempt lost to an eviction was told of again a day later, when its row had gone, and got a third",
 }
-"""Seeds that a defect was found with, in the worlds as they were drawn then."""
+"""Seeds that a defect was found with, in worlds as they were drawn then. test_simulation plays those among the first hundred."""
 
 
 @pytest.mark.timeout(600)
