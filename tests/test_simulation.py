@@ -8,6 +8,7 @@ import pytest
 
 from tests.sim.faults import NAMES
 from tests.sim.soak import ORACLE, Result, judge
+from tests.sim.world import play
 
 SEEDS = range(1, 101)
 
@@ -33,3 +34,9 @@ def test_every_fault_is_met_in_some_world() -> None:
         if not missing:
             break
     assert not missing
+
+
+def test_a_seed_replays_exactly() -> None:
+    first, again = (play(1, jobs=60, trace=1_000_000) for _ in range(2))
+    assert len(first.trace) > 1000
+    assert first == again
